@@ -1,0 +1,24 @@
+//! Dunnage's words as types: names, sizes, options, holders, volumes, errors.
+//!
+//! Nothing here does I/O. A value that exists is valid: a [`VolumeName`] can be joined to a path, a [`Bytes`] is a
+//! number of bytes and nothing else. Every other room speaks in these words.
+
+mod access;
+mod actions;
+mod error;
+mod holder;
+mod ids;
+mod options;
+mod size;
+mod suggest;
+mod volume;
+
+pub use access::{Access, PublishMode};
+pub use actions::{CreateAction, MountAction, ReleaseAction, RemoveAction, UnmountAction};
+pub use error::{Error, Kind, Result};
+pub use holder::{Caller, CallerKind, Holder, HolderKey};
+pub use ids::{BootId, DriverName, EndpointName, NodeId, OperationId, VolumeId, VolumeName};
+pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options};
+pub use size::Bytes;
+pub use suggest::nearest;
+pub use volume::{FsKind, Mode, PartialSpec, Usage, VolumeInfo, VolumeSpec, VolumeState};

@@ -1,0 +1,294 @@
+//! What a volume is: what was asked for at create, and what is known of it now.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{Access, Bytes, EndpointName, Error, Result, VolumeId};
+
+/// The filesystems that a volume may be asked to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum FsKind {
+    /// The default everywhere.
+    #[default]
+    Ext4,
+}
+
+impl FsKind {
+    /// The kernel's name for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FsKind::Ext4 => "ext4",
+        }
+    }
+
+    /// The smallest volume that is made with it: below it, mkfs leaves out the journal (seen with e2fsprogs 1.47 at
+    /// 2 MiB) and little but metadata is left.
+    pub fn minimum_size(self) -> Bytes {
+        match self {
+            FsKind::Ext4 => Bytes::mib(16),
+        }
+    }
+
+    /// The largest volume that is made with it: ext4's own limit with blocks of 4 KiB, less what a loop's signed
+    /// offset could not reach.
+    pub fn maximum_size(self) -> Bytes {
+        match self {
+            FsKind::Ext4 => Bytes(1 << 60),
+        }
+    }
+}
+
+impl FromStr for FsKind {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "ext4" => Ok(FsKind::Ext4),
+            _ => Err(Error::invalid("fs", format!("filesystem {text:?} is not supported"), "use fs=ext4, or leave fs out")),
+        }
+    }
+}
+
+impl fmt::Display for FsKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Permission bits, 0 to 7777 octal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mode(u32);
+
+impl Mode {
+    /// The bits.
+    pub fn bits(self) -> u32 {
+        self.0
+    }
+}
+
+impl FromStr for Mode {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        match u32::from_str_radix(digits, 8) {
+            Ok(bits) if bits <= 0o7777 && !digits.starts_with('+') => Ok(Mode(bits)),
+            _ => Err(Error::invalid("mode", format!("mode {text:?} is not octal permission bits"), "use for example mode=0755")),
+        }
+    }
+}
+
+impl TryFrom<String> for Mode {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<Mode> for String {
+    fn from(mode: Mode) -> String {
+        mode.to_string()
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04o}", self.0)
+    }
+}
+
+/// What a volume was asked to be: everything here is a guarantee, kept or refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// The device's size; a multiple of 4 KiB.
+    pub size: Bytes,
+    /// The filesystem.
+    #[serde(default)]
+    pub fs: FsKind,
+    /// Owner of the root directory at first format; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group of the root directory at first format; root when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// Mode of the root directory at first format; 0755 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// All of its space is taken from the pool at create.
+    #[serde(default)]
+    pub thick: bool,
+    /// Who may write.
+    #[serde(default)]
+    pub access: Access,
+    /// Free words of the user.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A [`VolumeSpec`] with holes: what one layer (the call, the endpoint, the configuration) says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // the fields are VolumeSpec's
+pub struct PartialSpec {
+    pub size: Option<Bytes>,
+    pub fs: Option<FsKind>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub mode: Option<Mode>,
+    pub thick: Option<bool>,
+    pub access: Option<Access>,
+    pub labels: BTreeMap<String, String>,
+}
+
+impl PartialSpec {
+    /// This layer over a lower one: what is said here wins, labels add up.
+    pub fn over(mut self, lower: &PartialSpec) -> PartialSpec {
+        let mut labels = lower.labels.clone();
+        labels.append(&mut self.labels);
+        PartialSpec {
+            size: self.size.or(lower.size),
+            fs: self.fs.or(lower.fs),
+            uid: self.uid.or(lower.uid),
+            gid: self.gid.or(lower.gid),
+            mode: self.mode.or(lower.mode),
+            thick: self.thick.or(lower.thick),
+            access: self.access.or(lower.access),
+            labels,
+        }
+    }
+
+    /// The spec of a new volume, with the last defaults (16 GiB, ext4) filled in and the size checked.
+    pub fn complete(self) -> Result<VolumeSpec> {
+        let fs = self.fs.unwrap_or_default();
+        let size = self.size.unwrap_or(Bytes::gib(16));
+        if size < fs.minimum_size() {
+            let least = fs.minimum_size();
+            return Err(Error::invalid(
+                "size",
+                format!("size {size} is below {fs}'s minimum of {least}"),
+                format!("ask for size={least} or more"),
+            ));
+        }
+        if size > fs.maximum_size() {
+            let most = fs.maximum_size();
+            return Err(Error::invalid("size", format!("size {size} is above {fs}'s maximum of {most}"), "ask for less"));
+        }
+        Ok(VolumeSpec {
+            size: size.round_up(4 * Bytes::KIB),
+            fs,
+            uid: self.uid,
+            gid: self.gid,
+            mode: self.mode,
+            thick: self.thick.unwrap_or(false),
+            access: self.access.unwrap_or_default(),
+            labels: self.labels,
+        })
+    }
+
+    /// What of this, asked explicitly, an existing volume does not have: `size (asked 2GiB, is 1GiB)`.
+    ///
+    /// Owner, mode and labels are set at create and then the user's; they are not compared.
+    pub fn differences(&self, existing: &VolumeSpec) -> Vec<String> {
+        let mut differs = Vec::new();
+        let mut say = |key: &str, asked: Option<String>, is: String| {
+            if let Some(asked) = asked.filter(|asked| *asked != is) {
+                differs.push(format!("{key} (asked {asked}, is {is})"));
+            }
+        };
+        let whole = |size: Bytes| format!("{size}");
+        let asked_size = self.size.map(|s| s.round_up(4 * Bytes::KIB)).filter(|s| *s != existing.size);
+        say("size", asked_size.map(whole), if asked_size.is_some() { format!("{}", existing.size) } else { String::new() });
+        say("fs", self.fs.map(|f| f.to_string()), existing.fs.to_string());
+        let ro = |access: Access| (access == Access::ManyReaders).to_string();
+        say("ro", self.access.map(ro), ro(existing.access));
+        say("thick", self.thick.map(|t| t.to_string()), existing.thick.to_string());
+        differs
+    }
+}
+
+/// Where a volume stands on its platform.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Made and formatted: it may be mounted.
+    Ready,
+    /// A create that has not finished, or was interrupted.
+    Creating,
+    /// A removal that has not finished, or was interrupted.
+    Removing,
+    /// Its record is there and its data is not where it should be, or is not what was recorded.
+    Damaged,
+}
+
+impl fmt::Display for VolumeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            VolumeState::Ready => "ready",
+            VolumeState::Creating => "creating",
+            VolumeState::Removing => "removing",
+            VolumeState::Damaged => "damaged",
+        })
+    }
+}
+
+/// What a volume takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Usage {
+    /// What the platform really spends on it.
+    pub spent: Bytes,
+}
+
+/// A volume as its platform tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// Driver and name.
+    pub id: VolumeId,
+    /// The endpoint it was made through, which lists it.
+    pub endpoint: EndpointName,
+    /// What it was asked to be.
+    pub spec: VolumeSpec,
+    /// When it was made.
+    pub created: Timestamp,
+    /// Where it stands.
+    pub state: VolumeState,
+    /// Why it is in that state, when that is not obvious.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The UUID of its filesystem: identity over time.
+    pub fs_uuid: Option<uuid::Uuid>,
+    /// What it takes.
+    #[serde(default)]
+    pub usage: Usage,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_above_wins_and_labels_add_up() {
+        let low = PartialSpec { size: Some(Bytes::gib(1)), labels: [("a".into(), "1".into())].into(), ..Default::default() };
+        let high = PartialSpec { size: Some(Bytes::gib(2)), labels: [("b".into(), "2".into())].into(), ..Default::default() };
+        let both = high.over(&low);
+        assert_eq!(both.size, Some(Bytes::gib(2)));
+        assert_eq!(both.labels.len(), 2);
+    }
+
+    #[test]
+    fn a_size_below_the_filesystem_s_minimum_is_refused_by_name() {
+        let small = PartialSpec { size: Some(Bytes::mib(1)), ..Default::default() };
+        let message = small.complete().expect_err("too small").to_string();
+        assert!(message.contains("invalid_argument{size}") && message.contains("16MiB"), "{message}");
+    }
+
+    #[test]
+    fn an_existing_volume_is_compared_only_in_what_was_asked() {
+        let spec = PartialSpec::default().complete().expect("defaults");
+        assert!(PartialSpec::default().differences(&spec).is_empty());
+        let asked = PartialSpec { size: Some(Bytes::gib(2)), ..Default::default() };
+        assert_eq!(asked.differences(&spec), ["size (asked 2GiB, is 16GiB)"]);
+    }
+}
