@@ -1,1 +1,145 @@
+//! What a storage platform must be able to do to carry volumes.
+//!
+//! The traits are split by capability, so that what the frontends announce follows from what a driver *is*. A driver
+//! finds out and acts; it never decides: whether a format, a detach or a removal may happen is the planner's to say, and
+//! the driver refuses only what its platform shows to be wrong.
 
+pub mod conformance;
+
+use std::path::PathBuf;
+
+use async_trait::async_trait;
+use dunnage_host::{Detached, DeviceNumber, Space};
+use dunnage_model::{Bytes, DriverName, EndpointName, Error, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// From where a volume can be reached: what Docker calls scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reach {
+    /// From this node only.
+    Node,
+    /// From every node of a cluster.
+    Cluster,
+}
+
+/// A volume's block device on this node. The device is found by what it is, never by its letter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// The device node.
+    pub path: PathBuf,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// It was attached before this call.
+    pub found: bool,
+}
+
+/// What this node has attached, as the host shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// The volume.
+    pub name: VolumeName,
+    /// Its device.
+    pub number: DeviceNumber,
+}
+
+/// All volumes of a driver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Listing {
+    /// Those that can be told about.
+    pub volumes: Vec<VolumeInfo>,
+    /// One error for each that is there and cannot be read.
+    pub unreadable: Vec<Error>,
+}
+
+/// What a new volume shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVolume {
+    /// Its name.
+    pub name: VolumeName,
+    /// The endpoint that will list it.
+    pub endpoint: EndpointName,
+    /// What it guarantees.
+    pub spec: VolumeSpec,
+    /// Now.
+    pub created: Timestamp,
+}
+
+/// What a driver's store says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// Where it is, as people know it.
+    pub place: String,
+    /// Its space, as the platform tells it.
+    pub space: Space,
+    /// The sum of what all volumes may grow to.
+    pub promised: Bytes,
+    /// New volumes are refused when less than this is free.
+    pub reserve: Bytes,
+    /// What an operator should know now, such as a pool that is nearly full.
+    pub warnings: Vec<String>,
+}
+
+/// A platform with volumes on it.
+///
+/// Every call is idempotent, and may take as long as the platform takes: deadlines are the engine's.
+#[async_trait]
+pub trait Driver: Send + Sync {
+    /// The name that it was configured under.
+    fn name(&self) -> &DriverName;
+
+    /// Its type, such as `local`.
+    fn kind(&self) -> &'static str;
+
+    /// From where its volumes can be reached.
+    fn reach(&self) -> Reach;
+
+    /// All volumes that are ours, half-made ones included.
+    async fn list(&self) -> Result<Listing>;
+
+    /// One volume. `None` is proof that there is none; doubt is an error.
+    async fn inspect(&self, name: &VolumeName) -> Result<Option<VolumeInfo>>;
+
+    /// Makes the volume's device appear on this node, or finds it.
+    async fn attach(&self, name: &VolumeName) -> Result<Attached>;
+
+    /// Makes the volume's device go from this node, and proves it. Works from what the host shows; `device` only saves
+    /// the search.
+    async fn detach(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached>;
+
+    /// What this node has attached.
+    async fn attachments(&self) -> Result<Vec<Attachment>>;
+
+    /// How full the store is.
+    async fn capacity(&self) -> Result<Capacity>;
+
+    /// The capability to make and remove volumes, if the driver has it.
+    fn provision(&self) -> Option<&dyn Provision>;
+}
+
+/// Making and removing volumes.
+///
+/// A volume is made in four steps, each durable before the next, so that a crash between any two is recognised:
+/// `record` (never formatted) → `allocate` → `formatting` (with the UUID that is to be) → mkfs by the host → `publish`.
+#[async_trait]
+pub trait Provision: Send + Sync {
+    /// Writes down that the volume is wanted. Refuses when the platform has no room.
+    async fn record(&self, new: &NewVolume) -> Result<()>;
+
+    /// Makes its storage, blank, under a temporary name, and says where.
+    async fn allocate(&self, name: &VolumeName) -> Result<PathBuf>;
+
+    /// Writes down that its storage, proven blank, is about to be formatted.
+    async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()>;
+
+    /// Makes the formatted storage the volume's own: from now on it may be attached.
+    async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo>;
+
+    /// Removes the volume and its data, or what a create has left of it. Refused while anything has it open.
+    async fn remove(&self, name: &VolumeName) -> Result<RemoveAction>;
+
+    /// Finishes or undoes what a crash has left half done of one volume; says what it did, in words for the log.
+    async fn recover(&self, name: &VolumeName) -> Result<Option<String>>;
+}

@@ -1,1 +1,86 @@
+//! The kernel and the tools that work on filesystems, behind small traits.
+//!
+//! Nothing here knows what a volume is. [`linux`] is the real thing: calls that can hang run in [`helpers`], processes
+//! that can be given up. [`fake`] remembers what was asked and fails where a plan says so; it is passed in, never
+//! chosen from inside.
 
+pub mod fake;
+pub mod helpers;
+pub mod linux;
+pub mod signature;
+mod types;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use dunnage_model::Result;
+
+pub use types::*;
+
+/// Mounts beneath one folder of our own.
+#[async_trait]
+pub trait Mounts: Send + Sync {
+    /// Makes `root` a shared mount of our own, on which nothing can be written. Done once at start; idempotent.
+    async fn prepare(&self, root: &Path) -> Result<Prepared>;
+
+    /// Everything that is mounted beneath `root`, but not `root` itself.
+    async fn table(&self, root: &Path) -> Result<Vec<MountEntry>>;
+
+    /// What is mounted at a target, without reading the whole table.
+    async fn at(&self, target: &Target) -> Result<Option<MountedAt>>;
+
+    /// Makes the mountpoint and mounts a device there. Looks once more that the device is the one that was meant.
+    async fn mount(&self, request: &MountRequest) -> Result<MountedAt>;
+
+    /// Unmounts a target, if it is `device` that is mounted there, and removes the mountpoint. Never lazily.
+    async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted>;
+
+    /// What the filesystem mounted at a target says of its space.
+    async fn space(&self, target: &Target) -> Result<Space>;
+
+    /// The processes that keep a device's filesystem busy, or hold a copy of its mount in another namespace.
+    async fn users(&self, device: DeviceNumber) -> Result<Vec<Process>>;
+}
+
+/// Files as block devices.
+#[async_trait]
+pub trait Loops: Send + Sync {
+    /// Attaches a file, or finds the loop that it is attached to.
+    async fn attach(&self, request: &LoopRequest) -> Result<LoopDevice>;
+
+    /// Detaches a loop, if it is still `file`'s, and proves that the file is free.
+    async fn detach(&self, device: DeviceNumber, file: FileId) -> Result<Detached>;
+
+    /// The loop that a file is attached to, if it is to any.
+    async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>>;
+
+    /// Every loop that is attached to a file beneath `folder`.
+    async fn list(&self, folder: &Path) -> Result<Vec<LoopDevice>>;
+}
+
+/// What is on a device, and the tools that make and repair it.
+#[async_trait]
+pub trait Filesystems: Send + Sync {
+    /// What is on this device or file.
+    async fn probe(&self, path: &Path) -> Result<Probe>;
+
+    /// Makes a filesystem. The caller has proven that there is none; this looks once more right before.
+    async fn format(&self, request: &FormatRequest) -> Result<()>;
+
+    /// Repairs what may be repaired unasked. An error means that it was not.
+    async fn check(&self, path: &Path, fs: dunnage_model::FsKind) -> Result<Checked>;
+}
+
+/// The whole host, as the engine and the drivers are given it.
+#[derive(Clone)]
+pub struct Host {
+    /// Mounts.
+    pub mounts: Arc<dyn Mounts>,
+    /// Loop devices.
+    pub loops: Arc<dyn Loops>,
+    /// Filesystems.
+    pub filesystems: Arc<dyn Filesystems>,
+    /// A place to run what can hang.
+    pub runner: Arc<dyn helpers::Runner>,
+}

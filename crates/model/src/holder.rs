@@ -81,6 +81,10 @@ pub struct Holder {
     /// Answers on their way: recorded, not yet known to be read by the caller.
     #[serde(default)]
     pub provisional: u32,
+    /// Answers that were on their way when the daemon died: their caller may have read them or not. A retry with the
+    /// same key takes one over instead of counting twice; an unmount gives one back.
+    #[serde(default)]
+    pub undecided: u32,
     /// When the first of them came.
     pub since: Timestamp,
     /// What it was given.
@@ -90,11 +94,18 @@ pub struct Holder {
     pub target: String,
 }
 
+impl Holder {
+    /// Everything that keeps the volume mounted for this key.
+    pub fn total(&self) -> u32 {
+        self.count + self.provisional + self.undecided
+    }
+}
+
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} since {:.0}", self.key, self.since)?;
-        if self.count + self.provisional > 1 {
-            write!(f, " ×{}", self.count + self.provisional)?;
+        if self.total() > 1 {
+            write!(f, " ×{}", self.total())?;
         }
         Ok(())
     }

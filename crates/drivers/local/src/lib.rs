@@ -1,1 +1,169 @@
+//! The driver `local`: image files in a folder of one machine, each a loop device when it is used.
+//!
+//! `POOL/NAME/` holds `record.json`, which is durable before anything is done, and `image`, a sparse file that has the
+//! volume's whole filesystem in it. Nothing else is needed, on no other machine: it is the default.
 
+mod pool;
+mod record;
+
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use dunnage_driver::{Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach};
+use dunnage_host::helpers::{Registry, Task, run};
+use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest};
+use dunnage_model::{DriverName, Error, Kind, RemoveAction, Result, VolumeInfo, VolumeName, VolumeState};
+use uuid::Uuid;
+
+pub use pool::{IMAGE, Limits};
+
+/// The tasks that helpers must know for this driver.
+pub fn tasks(registry: Registry) -> Registry {
+    registry
+        .with::<pool::Open>()
+        .with::<pool::ListAll>()
+        .with::<pool::Inspect>()
+        .with::<pool::Record>()
+        .with::<pool::Allocate>()
+        .with::<pool::Formatting>()
+        .with::<pool::Publish>()
+        .with::<pool::Remove>()
+        .with::<pool::Recover>()
+        .with::<pool::CapacityOf>()
+}
+
+/// A pool of image files.
+pub struct Local {
+    name: DriverName,
+    pool: PathBuf,
+    limits: Limits,
+    host: Host,
+}
+
+impl Local {
+    /// Opens the pool, making its folder if need be. A pool on a filesystem of another machine, or on FUSE, is refused.
+    pub async fn open(name: DriverName, pool: PathBuf, limits: Limits, host: Host) -> Result<Self> {
+        run(&*host.runner, &pool::Open { pool: pool.clone() }).await?;
+        Ok(Local { name, pool, limits, host })
+    }
+
+    async fn run<T: Task>(&self, task: T) -> Result<T::Output> {
+        run(&*self.host.runner, &task).await
+    }
+
+    fn image(&self, name: &VolumeName) -> LoopRequest {
+        LoopRequest { folder: self.pool.clone(), relative: Path::new(name.as_str()).join(IMAGE) }
+    }
+
+    /// The loop that has a volume's image, published or not.
+    async fn loop_of(&self, name: &VolumeName) -> Result<Option<LoopDevice>> {
+        match self.host.loops.find(&self.image(name)).await {
+            Ok(found) => Ok(found),
+            // No image: nothing of this name can be attached but a file that was unlinked, which is nobody's to detach.
+            Err(_) if self.inspect(name).await?.is_none_or(|info| info.state != VolumeState::Ready) => Ok(None),
+            Err(e) => Err(e.of(name)),
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for Local {
+    fn name(&self) -> &DriverName {
+        &self.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "local"
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Node
+    }
+
+    async fn list(&self) -> Result<Listing> {
+        self.run(pool::ListAll { pool: self.pool.clone(), driver: self.name.clone() }).await
+    }
+
+    async fn inspect(&self, name: &VolumeName) -> Result<Option<VolumeInfo>> {
+        self.run(pool::Inspect { pool: self.pool.clone(), driver: self.name.clone(), name: name.clone() }).await
+    }
+
+    async fn attach(&self, name: &VolumeName) -> Result<Attached> {
+        match self.inspect(name).await?.map(|info| (info.state, info.why)) {
+            Some((VolumeState::Ready, _)) => {}
+            None => return Err(Error::no_volume(name)),
+            Some((state, why)) => {
+                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+                return Err(Error::unavailable(format!("it is {state}{why}"), "look at 'dunnage volume inspect'").of(name));
+            }
+        }
+        let device = self.host.loops.attach(&self.image(name)).await.map_err(|e| e.of(name))?;
+        Ok(Attached { path: device.path, number: device.number, found: device.found })
+    }
+
+    async fn detach(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached> {
+        let Some(attached) = self.loop_of(name).await? else { return Ok(Detached::NotThere) };
+        if device.is_some_and(|device| device != attached.number) {
+            // Not the one that the caller knows of: somebody else attached the image.
+            return Err(Error::in_use(
+                vec![attached.path.display().to_string()],
+                "this node",
+                "its image is attached to a loop device that is not ours",
+                "look at 'losetup -a'",
+            )
+            .of(name));
+        }
+        self.host.loops.detach(attached.number, attached.file).await.map_err(|e| e.of(name))
+    }
+
+    async fn attachments(&self) -> Result<Vec<Attachment>> {
+        let loops = self.host.loops.list(&self.pool).await?;
+        let of_ours = |device: LoopDevice| {
+            let mut parts = device.backing.strip_prefix(&self.pool).ok()?.iter();
+            let name = parts.next()?.to_str()?.parse().ok()?;
+            (parts.next()? == IMAGE && parts.next().is_none()).then_some(Attachment { name, number: device.number })
+        };
+        Ok(loops.into_iter().filter_map(of_ours).collect())
+    }
+
+    async fn capacity(&self) -> Result<Capacity> {
+        self.run(pool::CapacityOf { pool: self.pool.clone(), limits: self.limits }).await
+    }
+
+    fn provision(&self) -> Option<&dyn Provision> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Provision for Local {
+    async fn record(&self, new: &NewVolume) -> Result<()> {
+        self.run(pool::Record { pool: self.pool.clone(), new: new.clone(), limits: self.limits }).await.map_err(|e| e.of(&new.name))
+    }
+
+    async fn allocate(&self, name: &VolumeName) -> Result<PathBuf> {
+        self.run(pool::Allocate { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+    }
+
+    async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
+        self.run(pool::Formatting { pool: self.pool.clone(), name: name.clone(), uuid }).await.map_err(|e| e.of(name))
+    }
+
+    async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.run(pool::Publish { pool: self.pool.clone(), driver: self.name.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+    }
+
+    async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
+        if let Some(attached) = self.loop_of(name).await? {
+            let users = self.host.mounts.users(attached.number).await?;
+            let who = users.iter().map(ToString::to_string).chain([attached.path.display().to_string()]).collect();
+            let kind = Kind::InUse { holders: who, node: "this node".to_owned() };
+            return Err(Error::new(kind, "its image is attached still", "end what uses it, then try again").of(name));
+        }
+        self.run(pool::Remove { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+    }
+
+    async fn recover(&self, name: &VolumeName) -> Result<Option<String>> {
+        self.run(pool::Recover { pool: self.pool.clone(), driver: self.name.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+    }
+}

@@ -1,0 +1,425 @@
+//! What is done to a pool's files. All of it runs in helpers: a pool's disk may hang.
+
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use dunnage_driver::{Capacity, Listing, NewVolume};
+use dunnage_host::helpers::Task;
+use dunnage_host::linux::{probe_file, space_at};
+use dunnage_host::{Probe, Space};
+use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState};
+use rustix::fs::FallocateFlags;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::record::{Phase, VolumeRecord, sync_folder};
+
+/// The file that has the volume in it.
+pub const IMAGE: &str = "image";
+/// The same while it is being made: it becomes [`IMAGE`] when it is whole.
+const UNFINISHED: &str = "image.new";
+
+/// How full a pool may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// New volumes are refused when less than this share of the pool is free, in per mille.
+    pub reserve_permille: u32,
+    /// From this share on a warning is given, in per mille.
+    pub warn_permille: u32,
+    /// What all volumes together may be promised, as a share of the pool in per mille. `None`: anything.
+    pub overcommit_permille: Option<u32>,
+}
+
+fn share(of: Bytes, permille: u32) -> Bytes {
+    Bytes(u64::try_from(u128::from(of.0) * u128::from(permille) / 1000).unwrap_or(u64::MAX))
+}
+
+fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
+    move |e| Error::os(what, &e)
+}
+
+/// Filesystems that a pool may not lie on: another machine may write there too, or a process may die under it.
+/// Magics are those of include/uapi/linux/magic.h.
+const REFUSED: &[(u32, &str)] = &[
+    (0x6969, "nfs"),
+    (0xFF53_4D42, "cifs"),
+    (0xFE53_4D42, "smb"),
+    (0x517B, "smb"),
+    (0x00C3_6400, "ceph"),
+    (0x6573_5546, "fuse (gluster and the like)"),
+    (0x0102_1997, "9p"),
+    (0x0BD0_0BD0, "lustre"),
+    (0x0116_1970, "gfs2"),
+    (0x7461_636F, "ocfs2"),
+];
+
+#[derive(Serialize, Deserialize)]
+pub struct Open {
+    pub pool: PathBuf,
+}
+
+impl Task for Open {
+    const NAME: &'static str = "local.open";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let what = format!("cannot use {} as a pool", self.pool.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.pool).map_err(os(&what))?;
+        let stat = rustix::fs::statfs(&self.pool).map_err(|e| Error::os(&what, &e.into()))?;
+        match REFUSED.iter().find(|(magic, _)| u64::from(*magic) == (stat.f_type as u64 & 0xFFFF_FFFF)) {
+            Some((_, name)) => Err(Error::invalid(
+                "pool",
+                format!("{what}: it lies on {name}, where others may write to the same files"),
+                "put the pool on a disk of this machine",
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeInfo {
+    let image = std::fs::metadata(folder.join(IMAGE));
+    let folder_name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let (state, why) = match (&record.storage, &image) {
+        _ if record.name.as_str() != folder_name => {
+            let why = format!("its record is of volume {:?}: the folder was copied or renamed", record.name.as_str());
+            (VolumeState::Damaged, Some(why))
+        }
+        _ if record.removing => (VolumeState::Removing, None),
+        (Phase::Never | Phase::Formatting { .. }, _) => (VolumeState::Creating, None),
+        (Phase::Formatted { .. }, Err(e)) => (VolumeState::Damaged, Some(format!("its image cannot be found: {e}"))),
+        (Phase::Formatted { .. }, Ok(meta)) if meta.len() < record.spec.size.0 => {
+            let why = format!("its image has {} and should have {}", Bytes(meta.len()), record.spec.size);
+            (VolumeState::Damaged, Some(why))
+        }
+        (Phase::Formatted { .. }, Ok(_)) => (VolumeState::Ready, None),
+    };
+    let fs_uuid = match record.storage {
+        Phase::Formatted { fs_uuid } => Some(fs_uuid),
+        _ => None,
+    };
+    let spent = image.map(|meta| Bytes(meta.blocks() * 512)).unwrap_or_default();
+    let name = if state == VolumeState::Damaged { folder_name.parse().unwrap_or(record.name) } else { record.name };
+    VolumeInfo {
+        id: VolumeId { driver: driver.clone(), name },
+        endpoint: record.endpoint,
+        spec: record.spec,
+        created: record.created,
+        state,
+        why,
+        fs_uuid,
+        usage: Usage { spent },
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct ListAll {
+    pub pool: PathBuf,
+    pub driver: DriverName,
+}
+
+impl Task for ListAll {
+    const NAME: &'static str = "local.list";
+    type Output = Listing;
+
+    fn run(self) -> Result<Listing> {
+        let what = format!("cannot list the pool {}", self.pool.display());
+        let mut listing = Listing::default();
+        for entry in std::fs::read_dir(&self.pool).map_err(os(&what))? {
+            let folder = entry.map_err(os(&what))?.path();
+            match VolumeRecord::read(&folder) {
+                Ok(Some(record)) => listing.volumes.push(info(&self.driver, &folder, record)),
+                Ok(None) => {}
+                Err(e) => listing.unreadable.push(e),
+            }
+        }
+        Ok(listing)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Inspect {
+    pub pool: PathBuf,
+    pub driver: DriverName,
+    pub name: VolumeName,
+}
+
+impl Task for Inspect {
+    const NAME: &'static str = "local.inspect";
+    type Output = Option<VolumeInfo>;
+
+    fn run(self) -> Result<Option<VolumeInfo>> {
+        // A pool that is not there any more is no proof that the volume is not.
+        let folder = self.pool.join(self.name.as_str());
+        let record = VolumeRecord::read(&folder).map_err(|e| e.of(&self.name))?;
+        if record.is_none() && !self.pool.is_dir() {
+            let detail = format!("the pool {} is not there", self.pool.display());
+            return Err(Error::unavailable(detail, "mount the disk that it is on").of(&self.name));
+        }
+        Ok(record.map(|record| info(&self.driver, &folder, record)))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Record {
+    pub pool: PathBuf,
+    pub new: NewVolume,
+    pub limits: Limits,
+}
+
+impl Task for Record {
+    const NAME: &'static str = "local.record";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        self.check_room()?;
+        let folder = self.pool.join(self.new.name.as_str());
+        let what = format!("cannot make {}", folder.display());
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => {}
+            // Left by a create that did not get as far as its record; only an empty one is taken over.
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+                if std::fs::read_dir(&folder).map_err(os(&what))?.any(|entry| entry.is_ok_and(|e| e.file_name() != "record.json.new")) {
+                    return Err(Error::new(
+                        Kind::NotBlank { signature: "a folder that is not empty".to_owned() },
+                        format!("{what}: there is something in it that Dunnage has no record of"),
+                        "look at what it is, and move it away",
+                    ));
+                }
+            }
+            Err(e) => return Err(os(what)(e)),
+        }
+        let NewVolume { name, endpoint, spec, created } = self.new;
+        VolumeRecord::new(name, endpoint, created, spec).write(&folder)?;
+        sync_folder(&self.pool).map_err(os(what))
+    }
+}
+
+impl Record {
+    /// Refuses what the pool should not promise.
+    fn check_room(&self) -> Result<()> {
+        let space = space_at(&self.pool)?;
+        let (size, pool) = (self.new.spec.size, self.pool.display());
+        let refuse = |detail: String| {
+            Err(Error::new(Kind::LimitReached, detail, "remove volumes that nobody needs, give the pool more space, or lower its limits"))
+        };
+        let reserve = share(space.total, self.limits.reserve_permille);
+        let taken = if self.new.spec.thick { size } else { Bytes(0) };
+        if space.available.0.saturating_sub(taken.0) < reserve.0 {
+            return refuse(format!("the pool {pool} has {} left, and keeps a reserve of {reserve}", space.available));
+        }
+        if let Some(overcommit) = self.limits.overcommit_permille {
+            let most = share(space.total, overcommit);
+            let promised = promised(&self.pool)?;
+            if promised.0.saturating_add(size.0) > most.0 {
+                return refuse(format!("{size} more would promise more than {most} of the pool {pool} (promised now: {promised})"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The sum of what all volumes may grow to.
+fn promised(pool: &Path) -> Result<Bytes> {
+    let what = format!("cannot list the pool {}", pool.display());
+    let mut sum = Bytes(0);
+    for entry in std::fs::read_dir(pool).map_err(os(&what))? {
+        let folder = entry.map_err(os(&what))?.path();
+        if let Ok(Some(record)) = VolumeRecord::read(&folder) {
+            sum.0 = sum.0.saturating_add(record.spec.size.0);
+        }
+    }
+    Ok(sum)
+}
+
+/// The folder and the record of a volume that must be there.
+fn existing(pool: &Path, name: &VolumeName) -> Result<(PathBuf, VolumeRecord)> {
+    let folder = pool.join(name.as_str());
+    let record = VolumeRecord::read(&folder)?.ok_or_else(|| Error::no_volume(name))?;
+    Ok((folder, record))
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Allocate {
+    pub pool: PathBuf,
+    pub name: VolumeName,
+}
+
+impl Task for Allocate {
+    const NAME: &'static str = "local.allocate";
+    type Output = PathBuf;
+
+    fn run(self) -> Result<PathBuf> {
+        let (folder, record) = existing(&self.pool, &self.name)?;
+        if record.storage != Phase::Never {
+            return Err(Error::internal("a volume that has storage was to be given some"));
+        }
+        let path = folder.join(UNFINISHED);
+        let what = format!("cannot make {}", path.display());
+        // Never an existing file: this one is new, and so it is blank.
+        let file = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(os(&what))?;
+        file.set_len(record.spec.size.0).map_err(os(&what))?;
+        if record.spec.thick {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, record.spec.size.0).map_err(|e| Error::os(&what, &e.into()))?;
+        }
+        Ok(path)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Formatting {
+    pub pool: PathBuf,
+    pub name: VolumeName,
+    pub uuid: Uuid,
+}
+
+impl Task for Formatting {
+    const NAME: &'static str = "local.formatting";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let (folder, mut record) = existing(&self.pool, &self.name)?;
+        if record.storage != Phase::Never {
+            return Err(Error::internal("a volume that was formatted was to be formatted again"));
+        }
+        record.storage = Phase::Formatting { fs_uuid: self.uuid };
+        record.write(&folder)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Publish {
+    pub pool: PathBuf,
+    pub driver: DriverName,
+    pub name: VolumeName,
+}
+
+impl Task for Publish {
+    const NAME: &'static str = "local.publish";
+    type Output = VolumeInfo;
+
+    fn run(self) -> Result<VolumeInfo> {
+        let (folder, mut record) = existing(&self.pool, &self.name)?;
+        let Phase::Formatting { fs_uuid } = record.storage else {
+            return Err(Error::internal("a volume that is not being formatted was to be finished"));
+        };
+        let (unfinished, image) = (folder.join(UNFINISHED), folder.join(IMAGE));
+        let what = format!("cannot finish {}", image.display());
+        let mut file = File::open(&unfinished).map_err(os(&what))?;
+        match probe_file(&mut file).map_err(os(&what))? {
+            Probe::Known(known) if known.uuid == fs_uuid => {}
+            other => return Err(Error::internal(format!("{what}: it has {other:?}"))),
+        }
+        file.sync_all().map_err(os(&what))?;
+        std::fs::rename(&unfinished, &image).map_err(os(&what))?;
+        sync_folder(&folder).map_err(os(&what))?;
+        record.storage = Phase::Formatted { fs_uuid };
+        record.write(&folder)?;
+        Ok(info(&self.driver, &folder, record))
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Remove {
+    pub pool: PathBuf,
+    pub name: VolumeName,
+}
+
+impl Task for Remove {
+    const NAME: &'static str = "local.remove";
+    type Output = RemoveAction;
+
+    fn run(self) -> Result<RemoveAction> {
+        remove(&self.pool, &self.name)
+    }
+}
+
+fn remove(pool: &Path, name: &VolumeName) -> Result<RemoveAction> {
+    let folder = pool.join(name.as_str());
+    let Some(mut record) = VolumeRecord::read(&folder)? else { return Ok(RemoveAction::NotThere) };
+    if record.name != *name {
+        let detail = format!("its record is of volume {:?}: the folder was copied or renamed", record.name.as_str());
+        return Err(Error::new(Kind::ExistsIncompatible, detail, "move the folder away, or rename it back"));
+    }
+    let what = format!("cannot remove {}", folder.display());
+    if !record.removing {
+        record.removing = true;
+        record.write(&folder)?;
+    }
+    for file in [UNFINISHED, IMAGE] {
+        match std::fs::remove_file(folder.join(file)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
+            _ => {}
+        }
+    }
+    // The record goes after the data: as long as it is there, the removal can be finished.
+    sync_folder(&folder).map_err(os(&what))?;
+    VolumeRecord::erase(&folder).map_err(os(&what))?;
+    match std::fs::remove_dir(&folder) {
+        // Something that is not ours lies in it: the volume is gone, the rest is its owner's.
+        Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => return Err(os(what)(e)),
+        _ => {}
+    }
+    sync_folder(pool).map_err(os(what))?;
+    Ok(RemoveAction::Removed)
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Recover {
+    pub pool: PathBuf,
+    pub driver: DriverName,
+    pub name: VolumeName,
+}
+
+impl Task for Recover {
+    const NAME: &'static str = "local.recover";
+    type Output = Option<String>;
+
+    fn run(self) -> Result<Option<String>> {
+        let folder = self.pool.join(self.name.as_str());
+        let Some(mut record) = VolumeRecord::read(&folder)? else { return Ok(None) };
+        if record.removing {
+            remove(&self.pool, &self.name)?;
+            return Ok(Some("finished its removal".to_owned()));
+        }
+        match record.storage {
+            Phase::Formatted { .. } => Ok(None),
+            // The rename is the last step but one, and happens only when the filesystem is whole.
+            Phase::Formatting { fs_uuid } if folder.join(IMAGE).exists() => {
+                record.storage = Phase::Formatted { fs_uuid };
+                record.write(&folder)?;
+                Ok(Some("finished its creation".to_owned()))
+            }
+            // Nobody was told that it exists, and nothing of a user's is in it.
+            Phase::Never | Phase::Formatting { .. } => {
+                remove(&self.pool, &self.name)?;
+                Ok(Some("undid its creation, which was interrupted".to_owned()))
+            }
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct CapacityOf {
+    pub pool: PathBuf,
+    pub limits: Limits,
+}
+
+impl Task for CapacityOf {
+    const NAME: &'static str = "local.capacity";
+    type Output = Capacity;
+
+    fn run(self) -> Result<Capacity> {
+        let space: Space = space_at(&self.pool)?;
+        let reserve = share(space.total, self.limits.reserve_permille);
+        let mut warnings = Vec::new();
+        let full = space.total.0 - space.available.0.min(space.total.0);
+        if full >= share(space.total, self.limits.warn_permille).0 {
+            let percent = full * 100 / space.total.0.max(1);
+            warnings.push(format!("the pool {} is {percent} % full ({} left)", self.pool.display(), space.available));
+        }
+        Ok(Capacity { place: self.pool.display().to_string(), space, promised: promised(&self.pool)?, reserve, warnings })
+    }
+}

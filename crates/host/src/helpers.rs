@@ -1,0 +1,262 @@
+//! Processes that make the calls which can hang.
+//!
+//! A thread in mount(2) on a dead store survives `kill -9` of its process, and keeps what the process held. So such
+//! calls are made by helpers: our own binary, started under another name, with one socket and nothing else. A helper
+//! that does not come back is left behind with its one call; another takes its place. What a helper can do is a
+//! [`Task`]; the drivers bring their own.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use dunnage_model::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+/// The name that our binary is called by when it is to be a helper.
+pub const HELPER_NAME: &str = "dunnage-helper";
+
+/// How many idle helpers are kept. More are started when more calls run at once, and end when they are idle.
+const KEPT_IDLE: usize = 4;
+
+/// The longest answer: a list of some hundred thousand volumes.
+const MAX_FRAME: usize = 256 << 20;
+
+/// A call that can hang, with what it needs to know.
+pub trait Task: Serialize + DeserializeOwned + Send + Sync {
+    /// What it is called in the registry: one word, and who has it.
+    const NAME: &'static str;
+    /// What comes of it.
+    type Output: Serialize + DeserializeOwned + Send;
+    /// Does it. Runs in a process of one thread.
+    fn run(self) -> Result<Self::Output>;
+}
+
+/// What helpers can do.
+#[derive(Clone, Default)]
+pub struct Registry {
+    tasks: BTreeMap<&'static str, fn(&[u8]) -> Reply>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Reply {
+    Done(Box<serde_json::value::RawValue>),
+    Failed(Error),
+}
+
+impl Registry {
+    /// The same, and one task more.
+    #[must_use]
+    pub fn with<T: Task>(mut self) -> Self {
+        self.tasks.insert(T::NAME, |payload| {
+            let outcome = serde_json::from_slice::<T>(payload)
+                .map_err(|e| Error::internal(format!("helper cannot read task {}: {e}", T::NAME)))
+                .and_then(T::run)
+                .and_then(|output| {
+                    serde_json::value::to_raw_value(&output)
+                        .map_err(|e| Error::internal(format!("helper cannot write the answer of {}: {e}", T::NAME)))
+                });
+            match outcome {
+                Ok(value) => Reply::Done(value),
+                Err(error) => Reply::Failed(error),
+            }
+        });
+        self
+    }
+
+    fn call(&self, frame: &[u8]) -> Reply {
+        let name_end = frame.iter().position(|b| *b == 0).unwrap_or(frame.len());
+        let name = frame.get(..name_end).and_then(|n| std::str::from_utf8(n).ok()).unwrap_or_default();
+        match self.tasks.get(name) {
+            Some(run) => run(frame.get(name_end + 1..).unwrap_or_default()),
+            None => Reply::Failed(Error::internal(format!("helper has no task {name:?}"))),
+        }
+    }
+}
+
+/// Something that runs tasks.
+#[async_trait]
+pub trait Runner: Send + Sync {
+    /// Runs the task in this frame (its name, a zero byte, its JSON) and gives the reply's JSON.
+    async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>>;
+}
+
+/// Runs one task.
+pub async fn run<T: Task>(runner: &dyn Runner, task: &T) -> Result<T::Output> {
+    let mut frame = T::NAME.as_bytes().to_vec();
+    frame.push(0);
+    serde_json::to_writer(&mut frame, task).map_err(|e| Error::internal(format!("cannot write task {}: {e}", T::NAME)))?;
+    let reply = runner.run_frame(frame).await?;
+    let unreadable = |e: serde_json::Error| Error::internal(format!("cannot read the answer of task {}: {e}", T::NAME));
+    match serde_json::from_slice::<Reply>(&reply).map_err(unreadable)? {
+        Reply::Done(value) => serde_json::from_str(value.get()).map_err(unreadable),
+        Reply::Failed(error) => Err(error),
+    }
+}
+
+/// Runs tasks in threads of this process: for tests, which have nothing that hangs.
+pub struct InProcess(pub Registry);
+
+#[async_trait]
+impl Runner for InProcess {
+    async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>> {
+        let registry = self.0.clone();
+        let reply = tokio::task::spawn_blocking(move || registry.call(&frame)).await;
+        let reply = reply.map_err(|e| Error::internal(format!("a task panicked: {e}")))?;
+        serde_json::to_vec(&reply).map_err(|e| Error::internal(format!("cannot write an answer: {e}")))
+    }
+}
+
+struct Helper {
+    socket: UnixStream,
+    /// Killed when dropped: a helper in a call that hangs dies as soon as the call ends.
+    _child: Child,
+}
+
+/// The pool.
+pub struct Helpers {
+    binary: PathBuf,
+    idle: Arc<Mutex<Vec<Helper>>>,
+}
+
+impl Helpers {
+    /// A pool of helpers that run `binary` (in the daemon: `/proc/self/exe`, which stays ours through an upgrade).
+    pub fn new(binary: PathBuf) -> Self {
+        Helpers { binary, idle: Arc::default() }
+    }
+
+    /// Starts `count` helpers ahead of need.
+    pub fn prefork(&self, count: usize) -> Result<()> {
+        for _ in 0..count {
+            let helper = self.start()?;
+            self.lock().push(helper);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Helper>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self) -> Result<Helper> {
+        let failed = |what: &str, e: &std::io::Error| Error::os(format_args!("cannot start a helper process: {what}"), e);
+        let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed("socketpair", &e))?;
+        ours.set_nonblocking(true).map_err(|e| failed("socket", &e))?;
+        let child = Command::new(&self.binary)
+            .arg0(HELPER_NAME)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            // A group of its own: a Ctrl-C at the daemon's terminal is the daemon's to answer.
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|e| failed(&self.binary.display().to_string(), &e))?;
+        let socket = UnixStream::from_std(ours).map_err(|e| failed("socket", &e))?;
+        Ok(Helper { socket, _child: child })
+    }
+}
+
+#[async_trait]
+impl Runner for Helpers {
+    async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>> {
+        // Either take one that waits, or start one: nobody queues behind a call that hangs.
+        let waiting = self.lock().pop();
+        let mut helper = match waiting {
+            Some(helper) => helper,
+            None => self.start()?,
+        };
+        let length = u32::try_from(frame.len()).map_err(|_| Error::internal("a task is too large"))?;
+        let mut message = length.to_le_bytes().to_vec();
+        message.extend_from_slice(&frame);
+        let exchange = async {
+            helper.socket.write_all(&message).await?;
+            let mut length = [0; 4];
+            helper.socket.read_exact(&mut length).await?;
+            let length = u32::from_le_bytes(length) as usize;
+            if length > MAX_FRAME {
+                return Err(std::io::Error::other("its answer is too long"));
+            }
+            let mut reply = vec![0; length];
+            helper.socket.read_exact(&mut reply).await?;
+            Ok(reply)
+        };
+        let reply = exchange.await.map_err(|e| {
+            let name = String::from_utf8_lossy(frame.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+            Error::unavailable(format!("the helper process died in {name}: {e}"), "ask again")
+        })?;
+        let mut idle = self.lock();
+        if idle.len() < KEPT_IDLE {
+            idle.push(helper);
+        }
+        Ok(reply)
+    }
+}
+
+/// The life of a helper: one call after the other until the daemon hangs up.
+pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
+    let mut socket = StdUnixStream::from(rustix::io::dup(rustix::stdio::stdin())?);
+    loop {
+        let mut length = [0; 4];
+        if socket.read_exact(&mut length).is_err() {
+            return Ok(()); // the daemon is gone
+        }
+        let mut frame = vec![0; (u32::from_le_bytes(length) as usize).min(MAX_FRAME)];
+        socket.read_exact(&mut frame)?;
+        let reply = serde_json::to_vec(&registry.call(&frame)).map_err(std::io::Error::other)?;
+        let length = u32::try_from(reply.len()).map_err(std::io::Error::other)?;
+        let mut message = length.to_le_bytes().to_vec();
+        message.extend_from_slice(&reply);
+        socket.write_all(&message)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Half(u32);
+    impl Task for Half {
+        const NAME: &'static str = "test.half";
+        type Output = u32;
+        fn run(self) -> Result<u32> {
+            if self.0 % 2 == 0 { Ok(self.0 / 2) } else { Err(Error::invalid("n", "odd", "give an even one")) }
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Strange;
+    impl Task for Strange {
+        const NAME: &'static str = "test.strange";
+        type Output = ();
+        fn run(self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_comes_back_with_its_answer_or_its_own_error() {
+        let runner = InProcess(Registry::default().with::<Half>());
+        assert_eq!(run(&runner, &Half(4)).await, Ok(2));
+        assert_eq!(run(&runner, &Half(3)).await.map_err(|e| e.word()), Err("invalid_argument"));
+        assert_eq!(run(&runner, &Strange).await.map_err(|e| e.word()), Err("internal"));
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_dies_is_an_error_and_not_a_hang() {
+        let helpers = Helpers::new("/bin/true".into());
+        let error = run(&helpers, &Half(4)).await.expect_err("true is no helper");
+        assert_eq!(error.word(), "platform_unavailable");
+    }
+}

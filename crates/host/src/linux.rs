@@ -1,0 +1,106 @@
+//! The real kernel (5.14 or newer: LOOP_CONFIGURE, mount_setattr, openat2) and the real tools.
+
+mod loops;
+mod mounts;
+mod sys;
+mod table;
+mod tools;
+mod users;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use dunnage_model::{FsKind, Result};
+
+use crate::helpers::{Registry, Runner, run};
+use crate::{
+    Checked, Detached, DeviceNumber, FileId, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
+    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Unmounted,
+};
+
+pub use mounts::space_at;
+pub use sys::{file_id, free_of_others, open_beneath};
+pub use tools::{Tools, probe_file};
+
+/// The tasks that helpers must know for [`host`] to work.
+pub fn tasks(registry: Registry) -> Registry {
+    registry
+        .with::<mounts::Prepare>()
+        .with::<mounts::At>()
+        .with::<mounts::Mount>()
+        .with::<mounts::Unmount>()
+        .with::<mounts::SpaceOf>()
+        .with::<table::Table>()
+        .with::<users::Users>()
+        .with::<loops::Attach>()
+        .with::<loops::Detach>()
+        .with::<loops::Find>()
+        .with::<loops::List>()
+        .with::<tools::ProbeTask>()
+}
+
+/// The host as it is.
+pub fn host(runner: Arc<dyn Runner>, tools: Tools) -> Host {
+    let linux = Arc::new(Linux { runner: runner.clone(), tools });
+    Host { mounts: linux.clone(), loops: linux.clone(), filesystems: linux, runner }
+}
+
+struct Linux {
+    runner: Arc<dyn Runner>,
+    tools: Tools,
+}
+
+#[async_trait]
+impl Mounts for Linux {
+    async fn prepare(&self, root: &Path) -> Result<Prepared> {
+        run(&*self.runner, &mounts::Prepare { root: root.to_owned() }).await
+    }
+    async fn table(&self, root: &Path) -> Result<Vec<MountEntry>> {
+        run(&*self.runner, &table::Table { root: root.to_owned() }).await
+    }
+    async fn at(&self, target: &Target) -> Result<Option<MountedAt>> {
+        run(&*self.runner, &mounts::At { target: target.clone() }).await
+    }
+    async fn mount(&self, request: &MountRequest) -> Result<MountedAt> {
+        run(&*self.runner, &mounts::Mount { request: request.clone() }).await
+    }
+    async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted> {
+        run(&*self.runner, &mounts::Unmount { target: target.clone(), device }).await
+    }
+    async fn space(&self, target: &Target) -> Result<Space> {
+        run(&*self.runner, &mounts::SpaceOf { target: target.clone() }).await
+    }
+    async fn users(&self, device: DeviceNumber) -> Result<Vec<Process>> {
+        run(&*self.runner, &users::Users { device }).await
+    }
+}
+
+#[async_trait]
+impl Loops for Linux {
+    async fn attach(&self, request: &LoopRequest) -> Result<LoopDevice> {
+        run(&*self.runner, &loops::Attach { request: request.clone() }).await
+    }
+    async fn detach(&self, device: DeviceNumber, file: FileId) -> Result<Detached> {
+        run(&*self.runner, &loops::Detach { device, file }).await
+    }
+    async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>> {
+        run(&*self.runner, &loops::Find { request: request.clone() }).await
+    }
+    async fn list(&self, folder: &Path) -> Result<Vec<LoopDevice>> {
+        run(&*self.runner, &loops::List { folder: folder.to_owned() }).await
+    }
+}
+
+#[async_trait]
+impl Filesystems for Linux {
+    async fn probe(&self, path: &Path) -> Result<Probe> {
+        run(&*self.runner, &tools::ProbeTask { path: path.to_owned() }).await
+    }
+    async fn format(&self, request: &FormatRequest) -> Result<()> {
+        self.tools.format(&*self.runner, request).await
+    }
+    async fn check(&self, path: &Path, fs: FsKind) -> Result<Checked> {
+        self.tools.check(path, fs).await
+    }
+}

@@ -1,0 +1,217 @@
+//! Loop devices: one per file, found again rather than made twice, and proven gone.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use dunnage_model::{Error, Result};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::sys::{
+    LO_FLAGS_DIRECT_IO, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id, free_of_others, loop_call,
+    loop_configure, loop_status, open_beneath, refused,
+};
+use crate::helpers::Task;
+use crate::{Detached, DeviceNumber, FileId, LoopDevice, LoopRequest};
+
+/// Another process may take the free number that we were given, or hold the device for a moment (udev looks at it);
+/// so many times we try again.
+const TRIES: u32 = 64;
+
+#[derive(Serialize, Deserialize)]
+pub struct Attach {
+    pub request: LoopRequest,
+}
+
+impl Task for Attach {
+    const NAME: &'static str = "loop.attach";
+    type Output = LoopDevice;
+
+    fn run(self) -> Result<LoopDevice> {
+        let (file, id) = open(&self.request)?;
+        // The file may be attached already, by us or for a namespace that we do not see. Never attach it twice: two
+        // loops are two page caches over one file.
+        if let Some(found) = attached_to(&file, id)? {
+            return Ok(found);
+        }
+        configure(&file, id, &self.request.folder.join(&self.request.relative))
+    }
+}
+
+fn open(LoopRequest { folder, relative }: &LoopRequest) -> Result<(File, FileId)> {
+    let shown = folder.join(relative);
+    let file = open_beneath(folder, relative, OFlags::RDWR).map_err(failed(format_args!("cannot open {}", shown.display())))?;
+    let id = file_id(&file).map_err(failed(format_args!("cannot look at {}", shown.display())))?;
+    Ok((file, id))
+}
+
+/// The loop that an open file is attached to. Asked for a lease first, the kernel says "none" at once.
+fn attached_to(file: &File, id: FileId) -> Result<Option<LoopDevice>> {
+    match free_of_others(file).map_err(failed("cannot ask for a lease"))? {
+        Some(true) => Ok(None),
+        Some(false) | None => find(id),
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Find {
+    pub request: LoopRequest,
+}
+
+impl Task for Find {
+    const NAME: &'static str = "loop.find";
+    type Output = Option<LoopDevice>;
+
+    fn run(self) -> Result<Option<LoopDevice>> {
+        let (file, id) = open(&self.request)?;
+        attached_to(&file, id)
+    }
+}
+
+fn configure(file: &File, id: FileId, shown: &Path) -> Result<LoopDevice> {
+    let what = || format!("cannot attach a loop device to {}", shown.display());
+    let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(failed("cannot open /dev/loop-control"))?;
+    let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Error::internal("a descriptor below zero"))?;
+    // Direct I/O where the pool's filesystem allows it; it is tried once with and then without.
+    let mut flags = LO_FLAGS_DIRECT_IO;
+    for _ in 0..TRIES {
+        let number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let device = match File::options().read(true).write(true).open(&path) {
+            Ok(device) => device,
+            Err(e) => return Err(Error::os(format_args!("{}: {}", what(), path.display()), &e)),
+        };
+        let info = LoopInfo { flags, ..LoopInfo::zeroed() };
+        match loop_configure(&device, LoopConfig { fd, block_size: 0, info, reserved: [0; 8] }) {
+            Ok(()) => return describe(&path, &device, id, false),
+            Err(Errno::BUSY) => {}
+            Err(Errno::INVAL) if flags != 0 => flags = 0,
+            Err(e) => return Err(refused(what())(e)),
+        }
+    }
+    Err(Error::unavailable(format!("{}: every free loop device was taken by somebody else", what()), "ask again"))
+}
+
+fn describe(path: &Path, device: &File, file: FileId, found: bool) -> Result<LoopDevice> {
+    let number = device_number(device).map_err(failed(path.display()))?;
+    let direct = std::fs::read_to_string(format!("/sys/block/loop{}/loop/dio", minor_index(path))).unwrap_or_default();
+    Ok(LoopDevice { path: path.to_owned(), number, file, backing: backing(path), direct_io: direct.trim() == "1", found })
+}
+
+fn minor_index(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().trim_start_matches("loop").to_owned()).unwrap_or_default()
+}
+
+fn backing(path: &Path) -> PathBuf {
+    let file = format!("/sys/block/loop{}/loop/backing_file", minor_index(path));
+    PathBuf::from(std::fs::read_to_string(file).unwrap_or_default().trim_end_matches('\n'))
+}
+
+/// The loop devices that the kernel has, attached or not.
+fn devices() -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir("/sys/block").map_err(failed("cannot list /sys/block"))?;
+    let mut devices = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed("cannot list /sys/block"))?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("loop") && Path::new("/sys/block").join(&name).join("loop/backing_file").exists() {
+            devices.push(Path::new("/dev").join(name));
+        }
+    }
+    Ok(devices)
+}
+
+/// The loop that a file is attached to.
+fn find(id: FileId) -> Result<Option<LoopDevice>> {
+    for path in devices()? {
+        let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))? else { continue };
+        let Some(info) = loop_status(&device).map_err(failed(path.display()))? else { continue };
+        if file_of(&info) == id {
+            return describe(&path, &device, id, true).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// The file behind a loop. (`huge_encode_dev`, which the kernel packs the number with here, and stat(2)'s packing are
+/// the same for all numbers in use.)
+fn file_of(info: &LoopInfo) -> FileId {
+    FileId { device: info.device, inode: info.inode }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Detach {
+    pub device: DeviceNumber,
+    pub file: FileId,
+}
+
+impl Task for Detach {
+    const NAME: &'static str = "loop.detach";
+    type Output = Detached;
+
+    fn run(self) -> Result<Detached> {
+        let path = PathBuf::from(format!("/dev/loop{}", self.device.minor));
+        let what = format!("cannot detach {}", path.display());
+        let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
+        for _ in 0..TRIES {
+            // O_EXCL is refused as long as any superblock, in whatever namespace, lives on it.
+            let device = match rustix::fs::open(&path, exclusive, rustix::fs::Mode::empty()) {
+                Ok(fd) => File::from(fd),
+                Err(Errno::BUSY) => return Ok(if self.is_ours(&path)? { Detached::Lingering } else { Detached::NotThere }),
+                Err(Errno::NOENT | Errno::NXIO) => return Ok(Detached::NotThere),
+                Err(e) => return Err(refused(what)(e)),
+            };
+            if !belongs(&device, self.file).map_err(failed(&what))? {
+                return Ok(Detached::NotThere);
+            }
+            match loop_call(&device, LoopClear) {
+                // With other openers the kernel only promises to clear it later: look.
+                Ok(()) => {
+                    drop(device);
+                    return Ok(if self.is_ours(&path)? { Detached::Lingering } else { Detached::Done });
+                }
+                Err(Errno::BUSY | Errno::NXIO) => {}
+                Err(e) => return Err(refused(what)(e)),
+            }
+        }
+        Ok(Detached::Lingering)
+    }
+}
+
+impl Detach {
+    fn is_ours(&self, path: &Path) -> Result<bool> {
+        match absent(File::open(path)).map_err(failed(path.display()))? {
+            Some(device) => belongs(&device, self.file).map_err(failed(path.display())),
+            None => Ok(false),
+        }
+    }
+}
+
+fn belongs(device: &File, file: FileId) -> io::Result<bool> {
+    Ok(loop_status(device)?.is_some_and(|info| file_of(&info) == file))
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct List {
+    pub folder: PathBuf,
+}
+
+impl Task for List {
+    const NAME: &'static str = "loop.list";
+    type Output = Vec<LoopDevice>;
+
+    fn run(self) -> Result<Vec<LoopDevice>> {
+        let mut list = Vec::new();
+        for path in devices()? {
+            if !backing(&path).starts_with(&self.folder) {
+                continue;
+            }
+            let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))? else { continue };
+            let Some(info) = loop_status(&device).map_err(failed(path.display()))? else { continue };
+            list.push(describe(&path, &device, file_of(&info), true)?);
+        }
+        Ok(list)
+    }
+}

@@ -1,0 +1,273 @@
+//! Mounting and unmounting, by descriptors where the kernel allows it.
+//!
+//! Our folder of mounts is a tmpfs of our own, mounted read only and shared: a mountpoint with nothing on it cannot be
+//! written to by anybody, an unmount reaches every namespace that listens, and nothing is left on the host's disk.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use dunnage_model::{Bytes, Error, PublishMode, Result};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
+use serde::{Deserialize, Serialize};
+
+use super::sys::{absent, device_number, failed, refused, writable_clone};
+use crate::helpers::Task;
+use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Space, Target, Unmounted, signature};
+
+/// What our tmpfs is called in the table of mounts.
+pub const SOURCE: &str = "dunnage";
+
+#[derive(Serialize, Deserialize)]
+pub struct Prepare {
+    pub root: PathBuf,
+}
+
+impl Task for Prepare {
+    const NAME: &'static str = "mount.prepare";
+    type Output = Prepared;
+
+    fn run(self) -> Result<Prepared> {
+        let what = format!("cannot make {} a folder for mounts", self.root.display());
+        std::fs::create_dir_all(&self.root).map_err(failed(&what))?;
+        let mine = |line: &super::table::Line| line.mountpoint == self.root && line.fs == "tmpfs" && line.source == SOURCE;
+        if super::table::read()?.iter().any(mine) {
+            return Ok(Prepared::AlreadyThere);
+        }
+        let mut entries = std::fs::read_dir(&self.root).map_err(failed(&what))?;
+        if let Some(entry) = entries.next() {
+            let found = entry.map_err(failed(&what))?.file_name();
+            return Err(Error::invalid(
+                "volumes.path",
+                format!("{what}: it is not empty (there is {found:?}), and mounts would hide what is in it"),
+                "empty it, or give another folder as volumes.path",
+            ));
+        }
+        // Folders take no blocks on tmpfs; the limit on inodes is one of sanity.
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        rustix::mount::mount(SOURCE, &self.root, "tmpfs", flags, c"mode=0711,size=64k,nr_inodes=200k").map_err(refused(&what))?;
+        let readonly = MountFlags::BIND | MountFlags::RDONLY | flags;
+        rustix::mount::mount_remount(&self.root, readonly, c"").map_err(refused(&what))?;
+        rustix::mount::mount_change(&self.root, MountPropagationFlags::PRIVATE).map_err(refused(&what))?;
+        rustix::mount::mount_change(&self.root, MountPropagationFlags::SHARED).map_err(refused(&what))?;
+        Ok(Prepared::Mounted)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct At {
+    pub target: Target,
+}
+
+impl Task for At {
+    const NAME: &'static str = "mount.at";
+    type Output = Option<MountedAt>;
+
+    fn run(self) -> Result<Option<MountedAt>> {
+        at(&self.target)
+    }
+}
+
+/// What is mounted at a target: one statx(2), however many mounts there are.
+fn at(target: &Target) -> Result<Option<MountedAt>> {
+    let path = target.path();
+    // The kernel is not to ask the filesystem, which may hang; it knows by itself what is mounted where.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = match rustix::fs::statx(CWD, &path, flags, StatxFlags::MNT_ID) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(refused(format_args!("cannot look at {}", path.display()))(e)),
+    };
+    if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        return Ok(None);
+    }
+    let device = DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+    Ok(Some(MountedAt { device, mount_id: stat.stx_mnt_id }))
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct SpaceOf {
+    pub target: Target,
+}
+
+impl Task for SpaceOf {
+    const NAME: &'static str = "mount.space";
+    type Output = Space;
+
+    fn run(self) -> Result<Space> {
+        space_at(&self.target.path())
+    }
+}
+
+/// What the filesystem that has this path says of its space. It asks the filesystem, so it belongs into a helper.
+pub fn space_at(path: &Path) -> Result<Space> {
+    let stat = rustix::fs::statvfs(path).map_err(refused(format_args!("cannot ask {} for its space", path.display())))?;
+    let bytes = |blocks: u64| Bytes(blocks.saturating_mul(stat.f_frsize));
+    Ok(Space { total: bytes(stat.f_blocks), used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)), available: bytes(stat.f_bavail) })
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Mount {
+    pub request: MountRequest,
+}
+
+impl Task for Mount {
+    const NAME: &'static str = "mount.mount";
+    type Output = MountedAt;
+
+    fn run(self) -> Result<MountedAt> {
+        let MountRequest { device, number, fs, uuid, target, mode } = &self.request;
+        let what = format!("cannot mount {} at {}", device.display(), target.path().display());
+        // Held open over the mount, so that the number cannot become another device's meanwhile.
+        let held = File::open(device).map_err(failed(&what))?;
+        let now = device_number(&held).map_err(failed(&what))?;
+        let mut head = [0; 2048];
+        rustix::io::pread(&held, &mut head[..], 0).map_err(refused(&what))?;
+        let seen = signature::ext4(&head).map(|known| known.uuid);
+        if now != *number || seen != Some(*uuid) {
+            return Err(Error::internal(format!("{what}: device {now} with filesystem {seen:?} is not the one that was looked at")));
+        }
+        if let Some(there) = at(target)? {
+            return Err(Error::internal(format!("{what}: device {} is mounted there", there.device)));
+        }
+        let mountpoint = make_mountpoint(target).map_err(failed(&what))?;
+
+        let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(&what))?;
+        let configure = || -> rustix::io::Result<OwnedFd> {
+            rustix::mount::fsconfig_set_string(context.as_fd(), "source", device)?;
+            // What containers delete goes back to the pool.
+            rustix::mount::fsconfig_set_flag(context.as_fd(), "discard")?;
+            let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            if *mode == PublishMode::ReadOnly {
+                rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+                attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+            }
+            rustix::mount::fsconfig_create(context.as_fd())?;
+            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+        };
+        let mounted = match configure() {
+            Ok(mounted) => mounted,
+            Err(e) => {
+                let said = kernel_says(&context);
+                remove_mountpoint(target);
+                let error = refused(format_args!("{what}{said}"))(e);
+                return Err(if error.word() == "internal" {
+                    Error::unavailable(
+                        error.detail,
+                        "the filesystem may be damaged: look at 'dmesg', and keep a copy of the volume before repairing it",
+                    )
+                } else {
+                    error
+                });
+            }
+        };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(mounted.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
+        at(target)?.ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
+    }
+}
+
+/// The kernel's own words about a mount that failed, as the new mount API gives them.
+fn kernel_says(context: &OwnedFd) -> String {
+    let Ok(context) = context.try_clone() else { return String::new() };
+    let mut context = File::from(context);
+    let mut said = String::new();
+    let mut line = [0; 1024];
+    while let Ok(n) = context.read(&mut line)
+        && n > 0
+    {
+        let text = String::from_utf8_lossy(line.get(..n).unwrap_or_default());
+        said.push_str(if said.is_empty() { ": " } else { ", " });
+        said.push_str(text.trim_start_matches(['e', 'w', 'i', ' ']).trim());
+    }
+    said
+}
+
+/// Makes the folders down to a target and opens the last one.
+fn make_mountpoint(target: &Target) -> std::io::Result<OwnedFd> {
+    let mut made = false;
+    loop {
+        let root = rustix::fs::open(&target.root, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        match rustix::fs::openat2(&root, &target.relative, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Ok(mountpoint) => return Ok(mountpoint),
+            Err(Errno::NOENT) if !made => {
+                let writable = writable_clone(&target.root)?;
+                make_folders(writable.as_fd(), &target.relative)?;
+                made = true;
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn make_folders(root: BorrowedFd<'_>, relative: &Path) -> rustix::io::Result<()> {
+    let mut path = PathBuf::new();
+    for component in relative.components() {
+        let Component::Normal(name) = component else { return Err(Errno::INVAL) };
+        path.push(name);
+        // Others may pass through to what they know the name of; they may not look around.
+        match rustix::fs::mkdirat(root, &path, Mode::from_raw_mode(0o711)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Removes the mountpoint. That it stays is no harm (nobody can write to it), so nothing fails for it.
+fn remove_mountpoint(target: &Target) {
+    if let Ok(writable) = writable_clone(&target.root) {
+        let _ = rustix::fs::unlinkat(&writable, &target.relative, AtFlags::REMOVEDIR);
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Unmount {
+    pub target: Target,
+    pub device: DeviceNumber,
+}
+
+impl Task for Unmount {
+    const NAME: &'static str = "mount.unmount";
+    type Output = Unmounted;
+
+    fn run(self) -> Result<Unmounted> {
+        let Unmount { target, device } = &self;
+        let path = target.path();
+        let what = format!("cannot unmount {}", path.display());
+        match at(target)? {
+            None => {
+                remove_mountpoint(target);
+                return Ok(Unmounted::NotThere);
+            }
+            Some(there) if there.device != *device => return Ok(Unmounted::Foreign(there.device)),
+            Some(_) => {}
+        }
+        // The path leads over our own read-only tmpfs: nobody can have put a link there.
+        match rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::BUSY) => return Ok(Unmounted::Busy),
+            Err(e) => return Err(refused(&what)(e)),
+        }
+        remove_mountpoint(target);
+        // umount(2) that returned is not the superblock being gone: a copy in another namespace keeps it alive, and
+        // then an exclusive open is refused.
+        let node = PathBuf::from(format!("/dev/block/{device}"));
+        let node = absent(std::fs::canonicalize(&node)).map_err(failed(&what))?.unwrap_or_else(|| device_node(*device));
+        match rustix::fs::open(&node, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+            Ok(_) | Err(Errno::NOENT | Errno::NXIO) => Ok(Unmounted::Done),
+            Err(Errno::BUSY) => Ok(Unmounted::Lingering),
+            Err(e) => Err(refused(&what)(e)),
+        }
+    }
+}
+
+/// The node of a device whose number is known, where udev does not keep `/dev/block`: by the kernel's own name for it.
+fn device_node(device: DeviceNumber) -> PathBuf {
+    let link = std::fs::read_link(format!("/sys/dev/block/{device}")).unwrap_or_default();
+    Path::new("/dev").join(link.file_name().unwrap_or_default())
+}

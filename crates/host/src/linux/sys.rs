@@ -1,0 +1,199 @@
+//! The few calls that rustix has no safe words for, and the ones that everybody here needs.
+
+use std::ffi::c_int;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use dunnage_model::Error;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
+
+use crate::{DeviceNumber, FileId};
+
+/// Opens what lies beneath `folder`, following no link and leaving it by no `..`.
+pub fn open_beneath(folder: &Path, relative: &Path, flags: OFlags) -> io::Result<File> {
+    let dir = rustix::fs::openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(File::from(rustix::fs::openat2(&dir, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?))
+}
+
+/// A file's identity.
+pub fn file_id(file: impl AsFd) -> io::Result<FileId> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok(FileId { device: stat.st_dev, inode: stat.st_ino })
+}
+
+/// The number of the block device behind a descriptor.
+pub fn device_number(file: impl AsFd) -> io::Result<DeviceNumber> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok(DeviceNumber { major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) })
+}
+
+/// Whether nobody but this descriptor has the file open, loop devices included: a write lease is given only then
+/// (fcntl(2), F_SETLEASE). It costs the same with one loop device as with ten thousand.
+///
+/// `None` where the filesystem gives no leases.
+pub fn free_of_others(file: &File) -> io::Result<Option<bool>> {
+    let lease = |kind: c_int| -> io::Result<()> {
+        // SAFETY: F_SETLEASE takes an integer and touches no memory of ours; the descriptor is open.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    };
+    match lease(c_int::from(libc::F_WRLCK)) {
+        Ok(()) => {
+            lease(c_int::from(libc::F_UNLCK))?;
+            Ok(Some(true))
+        }
+        Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(Some(false)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOLCK | libc::EOPNOTSUPP)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A detached copy of the mount at `root` that can be written through, while the one at `root` cannot.
+///
+/// Our folder of mounts is a tmpfs mounted read only; this is the only way to make a folder on it.
+pub fn writable_clone(root: &Path) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    let tree = rustix::mount::open_tree(CWD, root, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
+    let attributes = libc::mount_attr { attr_set: 0, attr_clr: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    // SAFETY: the pointer and the size are those of a mount_attr that lives until the call returns; the path is empty
+    // and AT_EMPTY_PATH makes the kernel use the descriptor, which is open.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+}
+
+/// An error of the operating system, in words.
+pub fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Error {
+    move |e| Error::os(what, &e)
+}
+
+/// The same for rustix.
+pub fn refused(what: impl std::fmt::Display) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |e| Error::os(what, &io::Error::from(e))
+}
+
+/// `None` where there is no such thing.
+pub fn absent<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// LOOP_CTL_GET_FREE: the number of a loop that is free right now.
+pub struct LoopGetFree;
+
+// SAFETY: the call takes no argument and writes nothing of ours; its answer is the return value.
+unsafe impl Ioctl for LoopGetFree {
+    type Output = u32;
+    const IS_MUTATING: bool = false;
+    fn opcode(&self) -> Opcode {
+        0x4C82
+    }
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        std::ptr::null_mut()
+    }
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<u32> {
+        u32::try_from(out).map_err(|_| rustix::io::Errno::INVAL)
+    }
+}
+
+/// LOOP_CLR_FD: let go of the file; later, if somebody has the device open.
+pub struct LoopClear;
+
+// SAFETY: the call takes no argument and writes nothing of ours.
+unsafe impl Ioctl for LoopClear {
+    type Output = ();
+    const IS_MUTATING: bool = false;
+    fn opcode(&self) -> Opcode {
+        0x4C01
+    }
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        std::ptr::null_mut()
+    }
+    unsafe fn output_from_ptr(_: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `struct loop_info64` of include/uapi/linux/loop.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct LoopInfo {
+    pub device: u64,
+    pub inode: u64,
+    pub rdevice: u64,
+    pub offset: u64,
+    pub size_limit: u64,
+    pub number: u32,
+    pub encrypt_type: u32,
+    pub encrypt_key_size: u32,
+    pub flags: u32,
+    pub file_name: [u8; 64],
+    pub crypt_name: [u8; 64],
+    pub encrypt_key: [u8; 32],
+    pub init: [u64; 2],
+}
+
+/// `struct loop_config` of include/uapi/linux/loop.h.
+#[repr(C)]
+pub struct LoopConfig {
+    pub fd: u32,
+    pub block_size: u32,
+    pub info: LoopInfo,
+    pub reserved: [u64; 8],
+}
+
+pub const LO_FLAGS_DIRECT_IO: u32 = 16;
+
+impl LoopInfo {
+    pub fn zeroed() -> Self {
+        LoopInfo {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags: 0,
+            file_name: [0; 64],
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        }
+    }
+}
+
+/// LOOP_CONFIGURE: all in one call, so that nobody sees a half-made loop.
+pub fn loop_configure(device: &File, config: LoopConfig) -> rustix::io::Result<()> {
+    // SAFETY: 0x4C0A reads one loop_config, which is what the setter points to.
+    unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::Setter::<0x4C0A, LoopConfig>::new(config)) }
+}
+
+/// LOOP_GET_STATUS64, or nothing when no file is attached.
+pub fn loop_status(device: &File) -> io::Result<Option<LoopInfo>> {
+    let mut info = LoopInfo::zeroed();
+    // SAFETY: 0x4C05 writes one loop_info64, which is what the updater points to.
+    let done = unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::Updater::<0x4C05, LoopInfo>::new(&mut info)) };
+    absent(done.map_err(io::Error::from).map(|()| info))
+}
+
+/// Runs one of the loop calls that take nothing.
+pub fn loop_call<I: Ioctl>(device: &File, call: I) -> rustix::io::Result<I::Output> {
+    // SAFETY: the two calls above are declared with what they take and give.
+    unsafe { rustix::ioctl::ioctl(device, call) }
+}

@@ -1,0 +1,113 @@
+//! The kernel's table of mounts, read whole: at start, never on the way of a mount.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+
+use dunnage_model::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use super::sys::failed;
+use crate::helpers::Task;
+use crate::{DeviceNumber, MountEntry};
+
+/// One line of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+pub struct Line {
+    pub id: u64,
+    pub device: DeviceNumber,
+    pub mountpoint: PathBuf,
+    pub fs: String,
+    pub source: String,
+}
+
+/// The whole table, in the kernel's order: what is mounted over something comes after it.
+pub fn read() -> Result<Vec<Line>> {
+    let table = std::fs::read("/proc/self/mountinfo").map_err(failed("cannot read the table of mounts"))?;
+    parse(&table)
+}
+
+pub fn parse(table: &[u8]) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    for line in table.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+        lines.push(parse_line(line).ok_or_else(|| {
+            Error::internal(format!("cannot read this line of the table of mounts: {:?}", String::from_utf8_lossy(line)))
+        })?);
+    }
+    Ok(lines)
+}
+
+fn parse_line(line: &[u8]) -> Option<Line> {
+    let mut fields = line.split(|b| *b == b' ');
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let device = std::str::from_utf8(fields.nth(1)?).ok()?;
+    let (major, minor) = device.split_once(':')?;
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let mut rest = fields.skip_while(|f| *f != b"-");
+    rest.next()?;
+    let fs = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
+    let source = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
+    Some(Line { id, device: DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? }, mountpoint, fs, source })
+}
+
+/// The kernel writes space, tab, newline and backslash as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut at = 0;
+    while let Some(&byte) = field.get(at) {
+        let octal = field.get(at + 1..at + 4).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        match octal {
+            Some(value) if byte == b'\\' => {
+                out.push(value);
+                at += 4;
+            }
+            _ => {
+                out.push(byte);
+                at += 1;
+            }
+        }
+    }
+    out
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Table {
+    pub root: PathBuf,
+}
+
+impl Task for Table {
+    const NAME: &'static str = "mount.table";
+    type Output = Vec<MountEntry>;
+
+    fn run(self) -> Result<Vec<MountEntry>> {
+        let beneath = |line: Line| {
+            let relative = line.mountpoint.strip_prefix(&self.root).ok()?.to_owned();
+            let entry = MountEntry { relative, device: line.device, fs: line.fs, source: line.source };
+            (!entry.relative.as_os_str().is_empty()).then_some(entry)
+        };
+        Ok(read()?.into_iter().filter_map(beneath).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_optional_fields_and_escapes_is_read() {
+        let text = b"36 35 98:0 /mnt1 /mnt2/a\\040b rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n";
+        let lines = parse(text).expect("a line of the manual page");
+        assert_eq!(lines[0].mountpoint, PathBuf::from("/mnt2/a b"));
+        assert_eq!((lines[0].id, lines[0].device, lines[0].fs.as_str()), (36, DeviceNumber { major: 98, minor: 0 }, "ext3"));
+    }
+
+    #[test]
+    fn a_line_that_is_none_is_an_error_and_not_passed_over() {
+        assert!(parse(b"36 35\n").is_err());
+        assert!(parse(b"a b c:d e f g - h i\n").is_err());
+    }
+
+    #[test]
+    fn the_running_kernel_s_own_table_is_read() {
+        assert!(read().expect("mountinfo").iter().any(|line| line.mountpoint == PathBuf::from("/")));
+    }
+}

@@ -1,0 +1,277 @@
+//! The programs that make and repair filesystems, and the look at a device that goes before them.
+//!
+//! Programs are found once, in fixed folders (a daemon may have no PATH), and run without a shell, in their own process
+//! group, with `LC_ALL=C`, a deadline and a bound on what they may say.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use dunnage_model::{Error, FsKind, Kind, Result};
+use rustix::fs::{OFlags, SeekFrom as Sparse};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use super::sys::{failed, refused};
+use crate::helpers::{Runner, Task, run};
+use crate::{Checked, FormatRequest, Probe, signature};
+
+const FOLDERS: [&str; 6] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
+
+/// mkfs of a sparse file takes milliseconds; a pool that is so slow is as good as gone.
+const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What of a program's words is kept.
+const SAID: usize = 4096;
+
+/// The programs, by absolute path.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    mke2fs: Option<PathBuf>,
+    debugfs: Option<PathBuf>,
+    e2fsck: Option<PathBuf>,
+}
+
+impl Tools {
+    /// Looks for them. What is missing is reported when it is needed, and by [`Tools::missing`].
+    pub fn find() -> Self {
+        let find = |name: &str| FOLDERS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+        Tools { mke2fs: find("mke2fs"), debugfs: find("debugfs"), e2fsck: find("e2fsck") }
+    }
+
+    /// What is not on this machine, and the package that has it.
+    pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
+        [("mke2fs", &self.mke2fs), ("debugfs", &self.debugfs), ("e2fsck", &self.e2fsck)]
+            .into_iter()
+            .filter(|(_, path)| path.is_none())
+            .map(|(name, _)| (name, "e2fsprogs"))
+            .collect()
+    }
+
+    fn need<'a>(tool: Option<&'a PathBuf>, name: &str) -> Result<&'a Path> {
+        tool.map(PathBuf::as_path).ok_or_else(|| Error::unavailable(format!("{name} is not installed"), "install the package e2fsprogs"))
+    }
+
+    /// Makes an ext4 filesystem in a blank file: empty, owned as asked, with the UUID that was recorded.
+    pub(super) async fn format(&self, runner: &dyn Runner, request: &FormatRequest) -> Result<()> {
+        let FormatRequest { path, fs: FsKind::Ext4, uuid, uid, gid, mode } = request;
+        let mke2fs = Self::need(self.mke2fs.as_ref(), "mke2fs")?;
+        let debugfs = Self::need(self.debugfs.as_ref(), "debugfs")?;
+        // Law 5: once more, right before.
+        match run(runner, &ProbeTask { path: path.clone() }).await? {
+            Probe::Blank => {}
+            other => return Err(not_blank(path, &other)),
+        }
+        let mut extended = format!("root_owner={uid}:{gid},nodiscard,lazy_itable_init=1");
+        if knows_prezeroed(mke2fs).await {
+            // A fresh sparse file reads as zeroes: nothing of its tables needs to be written.
+            extended.push_str(",assume_storage_prezeroed=1");
+        }
+        let uuid_text = uuid.to_string();
+        let args =
+            ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-e", "remount-ro", "-U", &uuid_text, "-E", &extended].map(String::from);
+        let args: Vec<String> = args.into_iter().chain([path.display().to_string()]).collect();
+        tool(mke2fs, &args, "", FORMAT_DEADLINE).await?.success("mke2fs", path)?;
+        // A container is to see an empty folder: postgres' initdb refuses one with lost+found in it.
+        let script = format!("rmdir lost+found\nset_inode_field <2> mode 0{:o}\n", 0o40000 | mode);
+        let said = tool(
+            debugfs,
+            &["-w", "-f", "-"].map(String::from).into_iter().chain([path.display().to_string()]).collect::<Vec<_>>(),
+            &script,
+            FORMAT_DEADLINE,
+        )
+        .await?;
+        said.success("debugfs", path)?;
+        match run(runner, &ProbeTask { path: path.clone() }).await? {
+            Probe::Known(known) if known.uuid == *uuid => Ok(()),
+            other => Err(Error::internal(format!("mke2fs said that it was done, and {} has {other:?}", path.display()))),
+        }
+    }
+
+    /// `e2fsck -p`: mends what is safe to mend. It rewrites the filesystem, so it has no deadline.
+    pub(super) async fn check(&self, path: &Path, fs: FsKind) -> Result<Checked> {
+        let FsKind::Ext4 = fs;
+        let e2fsck = Self::need(self.e2fsck.as_ref(), "e2fsck")?;
+        let outcome = tool(e2fsck, &["-p".to_owned(), path.display().to_string()], "", Duration::MAX).await?;
+        match outcome.code {
+            Some(0) => Ok(Checked::Clean),
+            Some(1) => Ok(Checked::Repaired),
+            _ => Err(Error::unavailable(
+                format!("the filesystem on {} has errors that e2fsck does not mend unasked: {}", path.display(), outcome.said),
+                "keep a copy of the volume, then run 'e2fsck -f' on it by hand",
+            )),
+        }
+    }
+}
+
+/// The error for a device that was to be blank and is not.
+pub fn not_blank(path: &Path, found: &Probe) -> Error {
+    let signature = match found {
+        Probe::Blank => "nothing".to_owned(),
+        Probe::Known(known) => format!("{} {}", known.fs, known.uuid),
+        Probe::Unknown { signature } => signature.clone(),
+    };
+    let detail = format!("{} was to be formatted, and there is something on it", path.display());
+    Error::new(Kind::NotBlank { signature }, detail, "nothing was written; look at what it is, and remove it if nobody needs it")
+}
+
+/// mke2fs has known `assume_storage_prezeroed` since 1.47 (February 2023); an older one refuses it.
+async fn knows_prezeroed(mke2fs: &Path) -> bool {
+    let Ok(outcome) = tool(mke2fs, &["-V".to_owned()], "", Duration::from_secs(5)).await else { return false };
+    let version = outcome.said.split_whitespace().nth(1).unwrap_or_default();
+    let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 47)
+}
+
+struct Outcome {
+    code: Option<i32>,
+    said: String,
+}
+
+impl Outcome {
+    fn success(&self, name: &str, path: &Path) -> Result<()> {
+        if self.code == Some(0) {
+            return Ok(());
+        }
+        let how = self.code.map_or("was killed".to_owned(), |code| format!("exited {code}"));
+        let detail = format!("{name} {how} on {}: {}", path.display(), self.said);
+        Err(if self.said.contains("No space left") {
+            Error::new(Kind::LimitReached, detail, "free space in the pool, or give it more")
+        } else {
+            Error::internal(detail)
+        })
+    }
+}
+
+async fn tool(program: &Path, args: &[String], input: &str, deadline: Duration) -> Result<Outcome> {
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let failure = |what: &str, e: &std::io::Error| Error::os(format_args!("cannot run {}: {what}", program.display()), e);
+    let mut command = Command::new(program);
+    command.args(args).env_clear().env("LC_ALL", "C").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
+    unsafe {
+        command.pre_exec(|| {
+            // It dies with us: what a killed mkfs left is made anew from zeroes.
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    let mut child = command.spawn().map_err(|e| failure("start", &e))?;
+    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let work = async {
+        if let Some(mut stdin) = stdin.take() {
+            // A program that does not read its input says so by its exit code.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        let (out, err) = tokio::join!(capped(stdout), capped(stderr));
+        let status = child.wait().await.map_err(|e| failure("wait", &e))?;
+        let said = [out, err].concat();
+        Ok(Outcome { code: status.code(), said: said.split_whitespace().collect::<Vec<_>>().join(" ") })
+    };
+    if deadline == Duration::MAX {
+        return work.await;
+    }
+    match tokio::time::timeout(deadline, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::timeout(name, format!("{} did not end within {} s and was killed", program.display(), deadline.as_secs()))),
+    }
+}
+
+/// The first [`SAID`] bytes; the rest is read and dropped, so that the program does not block.
+async fn capped(stream: Option<impl AsyncReadExt + Unpin>) -> String {
+    let Some(mut stream) = stream else { return String::new() };
+    let mut kept = Vec::new();
+    let mut chunk = [0; 1024];
+    while let Ok(n) = stream.read(&mut chunk).await
+        && n > 0
+    {
+        let room = SAID.saturating_sub(kept.len());
+        kept.extend_from_slice(chunk.get(..n.min(room)).unwrap_or_default());
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct ProbeTask {
+    pub path: PathBuf,
+}
+
+impl Task for ProbeTask {
+    const NAME: &'static str = "fs.probe";
+    type Output = Probe;
+
+    fn run(self) -> Result<Probe> {
+        let what = format!("cannot look at {}", self.path.display());
+        let file = rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).map_err(refused(&what))?;
+        probe_file(&mut File::from(file)).map_err(failed(what))
+    }
+}
+
+/// What is on a file or device. Only a regular file in which SEEK_DATA finds nothing is ever blank: it was never
+/// written. What cannot be read is unknown.
+pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
+    // A device's first superblock is in its first 2 KiB; reading them is all that a clean mount costs.
+    let mut head = vec![0; 2048];
+    if read_head(file, &mut head).is_ok()
+        && let Some(known) = signature::ext4(&head)
+    {
+        return Ok(Probe::Known(known));
+    }
+    if file.metadata()?.is_file() {
+        match rustix::fs::seek(&*file, Sparse::Data(0)) {
+            Err(rustix::io::Errno::NXIO) => return Ok(Probe::Blank),
+            Ok(_) => {}
+            Err(e) => return Ok(Probe::Unknown { signature: format!("nobody knows: {e}") }),
+        }
+    }
+    head.resize(signature::HEAD, 0);
+    let signature = match read_head(file, &mut head) {
+        Ok(()) => signature::foreign(&head).unwrap_or("data of an unknown kind").to_owned(),
+        Err(e) => format!("nobody knows: it cannot be read ({e})"),
+    };
+    Ok(Probe::Unknown { signature })
+}
+
+fn read_head(file: &mut File, head: &mut [u8]) -> std::io::Result<()> {
+    file.seek(SeekFrom::Start(0))?;
+    file.read_exact(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn probe(write: impl FnOnce(&mut File)) -> Probe {
+        let mut file = tempfile::tempfile_in("/var/tmp").expect("file");
+        write(&mut file);
+        probe_file(&mut file).expect("probe")
+    }
+
+    #[test]
+    fn a_file_that_was_never_written_is_blank_and_one_of_written_zeroes_is_not() {
+        assert_eq!(probe(|f| f.set_len(1 << 20).expect("len")), Probe::Blank);
+        let zeroes = probe(|f| {
+            f.write_all(&[0; 70_000]).expect("write");
+            f.sync_all().expect("sync");
+        });
+        assert!(matches!(zeroes, Probe::Unknown { .. }), "{zeroes:?}");
+    }
+
+    #[test]
+    fn a_foreign_signature_is_named_and_never_blank() {
+        let luks = probe(|f| {
+            f.write_all(b"LUKS\xba\xbe").expect("write");
+            f.set_len(1 << 20).expect("len");
+        });
+        assert_eq!(luks, Probe::Unknown { signature: "LUKS".into() });
+    }
+
+    #[test]
+    fn a_short_file_with_bytes_in_it_is_unknown() {
+        assert!(matches!(probe(|f| f.write_all(b"x").expect("write")), Probe::Unknown { .. }));
+    }
+}

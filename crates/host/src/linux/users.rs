@@ -1,0 +1,76 @@
+//! Who keeps a filesystem busy: found in /proc, without touching the filesystem itself, which may hang.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use dunnage_model::Result;
+use serde::{Deserialize, Serialize};
+
+use super::sys::failed;
+use super::table;
+use crate::helpers::Task;
+use crate::{DeviceNumber, Process};
+
+#[derive(Serialize, Deserialize)]
+pub struct Users {
+    pub device: DeviceNumber,
+}
+
+impl Task for Users {
+    const NAME: &'static str = "mount.users";
+    type Output = Vec<Process>;
+
+    fn run(self) -> Result<Vec<Process>> {
+        let own_namespace = std::fs::read_link("/proc/self/ns/mnt").map_err(failed("cannot read /proc/self/ns/mnt"))?;
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir("/proc").map_err(failed("cannot list /proc"))? {
+            let name = entry.map_err(failed("cannot list /proc"))?.file_name();
+            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+            let proc = PathBuf::from(format!("/proc/{pid}"));
+            // A process may end while we look: what cannot be read any more is nobody's.
+            let Some(mounts) = mounts_of(&proc, self.device) else { continue };
+            if mounts.ids.is_empty() {
+                continue;
+            }
+            let foreign = std::fs::read_link(proc.join("ns/mnt")).is_ok_and(|namespace| namespace != own_namespace);
+            let uses = mounts.used_by(&proc);
+            if uses || foreign {
+                let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim().to_owned();
+                found.push(Process { pid, name, namespace_only: !uses });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A process' own view of a device's mounts.
+struct Mounts {
+    ids: BTreeSet<u64>,
+    paths: Vec<PathBuf>,
+}
+
+fn mounts_of(proc: &Path, device: DeviceNumber) -> Option<Mounts> {
+    let text = std::fs::read(proc.join("mountinfo")).ok()?;
+    let lines = table::parse(&text).ok()?;
+    let mut mounts = Mounts { ids: BTreeSet::new(), paths: Vec::new() };
+    for line in lines.into_iter().filter(|line| line.device == device) {
+        mounts.ids.insert(line.id);
+        mounts.paths.push(line.mountpoint);
+    }
+    Some(mounts)
+}
+
+impl Mounts {
+    fn used_by(&self, proc: &Path) -> bool {
+        let inside = |link: &str| std::fs::read_link(proc.join(link)).is_ok_and(|to| self.paths.iter().any(|p| to.starts_with(p)));
+        if inside("cwd") || inside("root") || inside("exe") {
+            return true;
+        }
+        let Ok(files) = std::fs::read_dir(proc.join("fdinfo")) else { return false };
+        files.flatten().any(|file| {
+            let info = std::fs::read_to_string(file.path()).unwrap_or_default();
+            let id = info.lines().find_map(|l| l.strip_prefix("mnt_id:")).and_then(|id| id.trim().parse().ok());
+            id.is_some_and(|id: u64| self.ids.contains(&id))
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! Recognising what is on a device from its first bytes, without spawning anything.
+//!
+//! Offsets and magics are the on-disk formats' own (ext4: fs/ext4/ext4.h `struct ext4_super_block`; the others:
+//! util-linux' libblkid superblocks). This never decides that a device is blank: a name for what stands in the way is
+//! all that the table of foreign signatures is for.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use dunnage_model::FsKind;
+use uuid::Uuid;
+
+use crate::KnownFs;
+
+/// How much of a device's beginning [`recognise`] wants to see: btrfs' magic ends at 64 KiB + 72.
+pub const HEAD: usize = 68 * 1024;
+
+const EXT_SUPERBLOCK: usize = 1024;
+/// The error flag in `s_state`.
+const EXT4_ERROR_FS: u16 = 2;
+/// The journal wants a replay, in `s_feature_incompat`.
+const EXT4_RECOVER: u32 = 4;
+/// Extents, in `s_feature_incompat`: ext2 and ext3 never have them.
+const EXT4_EXTENTS: u32 = 0x40;
+
+/// An ext4 filesystem's superblock, if there is one at the beginning of `head`.
+pub fn ext4(head: &[u8]) -> Option<KnownFs> {
+    let block = head.get(EXT_SUPERBLOCK..EXT_SUPERBLOCK + 1024)?;
+    let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
+    if u16_at(56)? != 0xEF53 {
+        return None;
+    }
+    let incompatible = u32_at(96)?;
+    if incompatible & EXT4_EXTENTS == 0 {
+        return None;
+    }
+    Some(KnownFs {
+        fs: FsKind::Ext4,
+        uuid: Uuid::from_slice(block.get(104..120)?).ok()?,
+        dirty_journal: incompatible & EXT4_RECOVER != 0,
+        has_errors: u16_at(58)? & EXT4_ERROR_FS != 0,
+    })
+}
+
+/// Writes as much of an ext4 superblock as [`ext4`] reads: what the host in memory formats with.
+pub(crate) fn write_ext4(file: &Path, uuid: Uuid) -> std::io::Result<()> {
+    let mut block = [0; 1024];
+    block[56..58].copy_from_slice(&0xEF53_u16.to_le_bytes());
+    block[96..100].copy_from_slice(&EXT4_EXTENTS.to_le_bytes());
+    block[104..120].copy_from_slice(uuid.as_bytes());
+    File::options().write(true).open(file)?.write_all_at(&block, EXT_SUPERBLOCK as u64)
+}
+
+/// Sets or clears its error flag.
+pub(crate) fn set_ext4_errors(file: &Path, errors: bool) -> std::io::Result<()> {
+    let state = if errors { EXT4_ERROR_FS } else { 0 };
+    File::options().write(true).open(file)?.write_all_at(&state.to_le_bytes(), EXT_SUPERBLOCK as u64 + 58)
+}
+
+/// (offset, magic, what it is)
+const FOREIGN: &[(usize, &[u8], &str)] = &[
+    (0, b"LUKS\xba\xbe", "LUKS"),
+    (0, b"XFSB", "xfs"),
+    (65536 + 64, b"_BHRfS_M", "btrfs"),
+    (4096 - 10, b"SWAPSPACE2", "swap"),
+    (4096 - 10, b"SWAP-SPACE", "swap"),
+    (512, b"LABELONE", "LVM physical volume"),
+    (4096, b"\xfc\x4e\x2b\xa9", "Linux software RAID"),
+    (0, b"\xfc\x4e\x2b\xa9", "Linux software RAID"),
+    (3, b"NTFS    ", "ntfs"),
+    (82, b"FAT32   ", "vfat"),
+    (54, b"FAT16   ", "vfat"),
+    (512, b"EFI PART", "GPT partition table"),
+    (4096, b"EFI PART", "GPT partition table"),
+    (EXT_SUPERBLOCK + 56, b"\x53\xef", "ext2 or ext3"),
+    (1024, b"\x10\x20\xf5\xf2", "f2fs"),
+    (0, b"hsqs", "squashfs"),
+    (0, b"QFI\xfb", "qcow2 image"),
+    (32769, b"CD001", "iso9660"),
+    (510, b"\x55\xaa", "MBR partition table or boot sector"),
+];
+
+/// A name for what is at the beginning of a device, if it is one that we know.
+pub fn foreign(head: &[u8]) -> Option<&'static str> {
+    FOREIGN.iter().find(|(at, magic, _)| head.get(*at..*at + magic.len()) == Some(*magic)).map(|(_, _, name)| *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_foreign_signature_is_named_and_none_is_taken_for_ext4() {
+        for (at, magic, name) in FOREIGN {
+            let mut head = vec![0; HEAD];
+            head[*at..*at + magic.len()].copy_from_slice(magic);
+            assert_eq!(foreign(&head), Some(*name));
+            assert_eq!(ext4(&head), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_short_read_is_no_filesystem() {
+        assert_eq!(ext4(&[]), None);
+        assert_eq!(ext4(&[0x53; 1500]), None);
+        assert_eq!(foreign(&[]), None);
+    }
+}

@@ -1,0 +1,229 @@
+//! The words of this room.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use dunnage_model::{Bytes, FsKind, PublishMode};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A block device's number, which no other has as long as it exists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct DeviceNumber {
+    /// The driver's number.
+    pub major: u32,
+    /// Which of its devices.
+    pub minor: u32,
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// A file's identity within one operation. (Over time it is not: a pool that moves to a new disk has new inodes.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FileId {
+    /// The filesystem's device number, packed as the kernel's `st_dev`.
+    pub device: u64,
+    /// The inode.
+    pub inode: u64,
+}
+
+/// A place beneath our own folder of mounts. The relative part is made of checked names.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Target {
+    /// The folder that [`crate::Mounts::prepare`] made ours.
+    pub root: PathBuf,
+    /// Beneath it.
+    pub relative: PathBuf,
+}
+
+impl Target {
+    /// The whole path.
+    pub fn path(&self) -> PathBuf {
+        self.root.join(&self.relative)
+    }
+}
+
+/// What [`crate::Mounts::prepare`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Prepared {
+    /// The folder is ours now.
+    Mounted,
+    /// It was ours already: an earlier daemon made it.
+    AlreadyThere,
+}
+
+/// One line of the kernel's table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountEntry {
+    /// Where, beneath the root that was asked about.
+    pub relative: PathBuf,
+    /// Which device.
+    pub device: DeviceNumber,
+    /// The filesystem's name.
+    pub fs: String,
+    /// What was mounted, as the kernel shows it.
+    pub source: String,
+}
+
+/// What is mounted at a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountedAt {
+    /// The device.
+    pub device: DeviceNumber,
+    /// The kernel's own number of this mount: unchanged as long as nobody touches it.
+    pub mount_id: u64,
+}
+
+/// What statfs(2) says of a filesystem.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// All of it.
+    pub total: Bytes,
+    /// What is taken.
+    pub used: Bytes,
+    /// What a program may still write.
+    pub available: Bytes,
+}
+
+/// A block device that is to be mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The device node.
+    pub device: PathBuf,
+    /// Its number: looked at again right before the mount.
+    pub number: DeviceNumber,
+    /// The filesystem that was probed.
+    pub fs: FsKind,
+    /// Its UUID: looked at again right before the mount.
+    pub uuid: Uuid,
+    /// Where to.
+    pub target: Target,
+    /// Writable or not.
+    pub mode: PublishMode,
+}
+
+/// What an unmount came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unmounted {
+    /// Gone, and no namespace has a copy.
+    Done,
+    /// Nothing was mounted there.
+    NotThere,
+    /// Gone from here; another namespace keeps a copy alive, so the device must stay.
+    Lingering,
+    /// Somebody uses it: nothing was done.
+    Busy,
+    /// Another device is mounted there: nothing was done.
+    Foreign(DeviceNumber),
+}
+
+/// A process that keeps something busy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its name.
+    pub name: String,
+    /// It only has a copy of the mount in a namespace of its own.
+    pub namespace_only: bool,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {})", self.name, self.pid)
+    }
+}
+
+/// A file that is to become a block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoopRequest {
+    /// The folder that the file must lie beneath, without a link on the way.
+    pub folder: PathBuf,
+    /// The file, relative to it.
+    pub relative: PathBuf,
+}
+
+/// A loop device with a file behind it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoopDevice {
+    /// The device node.
+    pub path: PathBuf,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// The file behind it.
+    pub file: FileId,
+    /// The file's path as the kernel shows it (it may be cut short, or end in ` (deleted)`).
+    pub backing: PathBuf,
+    /// Reads and writes pass the page cache by.
+    pub direct_io: bool,
+    /// It was attached before this call.
+    pub found: bool,
+}
+
+/// What a detach came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Detached {
+    /// It is free now.
+    Done,
+    /// It was free, or the device is another file's by now.
+    NotThere,
+    /// Somebody has it open still; the kernel lets go of it when they do.
+    Lingering,
+}
+
+/// The three answers to "what is on this device" (law 5). Only the first allows a format.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Probe {
+    /// Nothing was ever written.
+    Blank,
+    /// A filesystem of ours.
+    Known(KnownFs),
+    /// Anything else, an unreadable device included.
+    Unknown {
+        /// What it looks like.
+        signature: String,
+    },
+}
+
+/// A filesystem that was recognised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownFs {
+    /// Which.
+    pub fs: FsKind,
+    /// Its UUID.
+    pub uuid: Uuid,
+    /// It was not unmounted cleanly; mount(2) replays its journal.
+    pub dirty_journal: bool,
+    /// The kernel found errors in it: it wants a check before it is mounted.
+    pub has_errors: bool,
+}
+
+/// A filesystem that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormatRequest {
+    /// The blank file.
+    pub path: PathBuf,
+    /// Which filesystem.
+    pub fs: FsKind,
+    /// The UUID that it shall have: recorded before, so that it can be told from any other.
+    pub uuid: Uuid,
+    /// Owner of its root.
+    pub uid: u32,
+    /// Group of its root.
+    pub gid: u32,
+    /// Mode of its root.
+    pub mode: u32,
+}
+
+/// What a check came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Checked {
+    /// Nothing was wrong.
+    Clean,
+    /// Something was, and was mended.
+    Repaired,
+}
