@@ -1,1 +1,17 @@
+//! From a frontend's request to the steps that carry it out, and everything that must be remembered on the way.
+//!
+//! No kernel and no protocol here: the [`planner`] decides, `carry` does what it says through the host and a driver, the
+//! [`ledger`] remembers who asked, and a lane per volume keeps one volume's trouble from every other.
 
+mod carry;
+mod engine;
+mod env;
+mod lane;
+pub mod ledger;
+pub mod planner;
+mod reconcile;
+mod view;
+
+pub use engine::{Call, Claim, CreateRequest, Engine, Mounted, Settings, Unmounted};
+pub use env::{Boot, Clock, Random, System, Watcher};
+pub use view::{DriverView, Inspection, JobView, VolumeView};

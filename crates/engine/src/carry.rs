@@ -1,0 +1,225 @@
+//! The small loop that carries a plan out: ask, do, add to the facts, ask again.
+
+use std::sync::Arc;
+
+use dunnage_driver::{Driver, NewVolume, Provision};
+use dunnage_host::{FormatRequest, MountRequest};
+use dunnage_model::{Error, Result, VolumeId, VolumeInfo, VolumeState};
+
+use crate::engine::{Engine, Known};
+use crate::lane::{Job, Lane, lock};
+use crate::ledger::Intent;
+use crate::planner::{self, Facts, Goal, Outcome, Staged, Step};
+
+/// Runs one job to its end.
+pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &Job) -> Result<Outcome> {
+    let driver = engine.driver(&volume.driver)?.clone();
+    let watcher = engine.0.settings.watcher.clone();
+    let mut work = Work { engine, volume, lane, job, driver, path: None, uuid: engine.0.settings.random.uuid() };
+    let mut facts = Facts::default();
+    loop {
+        {
+            let state = lock(&lane.state);
+            facts.holders = state.entry.holders.len();
+            facts.staged = state.entry.staged;
+            facts.cancelled = job.is_cancelled();
+        }
+        let step = planner::next(&job.goal, &facts);
+        job.set_step(step.word());
+        watcher.step(job.goal.word(), step.word(), false);
+        tracing::debug!(step = step.word(), "step");
+        match step {
+            Step::Done(outcome) => {
+                tracing::info!(?outcome, "done");
+                return Ok(outcome);
+            }
+            Step::Refuse(error) => {
+                work.settle_refused(&facts)?;
+                tracing::warn!("refused: {error}");
+                return Err(error);
+            }
+            step => {
+                let outcome = work.carry(&step, &mut facts).await;
+                watcher.step(job.goal.word(), step.word(), true);
+                if let Err(error) = outcome {
+                    tracing::warn!(step = step.word(), "failed: {error}");
+                    match facts.failure {
+                        None => facts.failure = Some(error),
+                        Some(_) => facts.undo_failed = true,
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Work<'a> {
+    engine: &'a Engine,
+    volume: &'a VolumeId,
+    lane: &'a Lane,
+    job: &'a Job,
+    driver: Arc<dyn Driver>,
+    /// Where the new storage is.
+    path: Option<std::path::PathBuf>,
+    /// The UUID of the filesystem that is to be.
+    uuid: uuid::Uuid,
+}
+
+impl Work<'_> {
+    async fn carry(&mut self, step: &Step, facts: &mut Facts) -> Result<()> {
+        let host = &self.engine.0.settings.host;
+        let target = self.engine.target(self.volume);
+        let name = &self.volume.name;
+        match step {
+            Step::Done(_) | Step::Refuse(_) => {}
+            Step::Inspect => {
+                let info = self.driver.inspect(name).await?;
+                self.remember(info.as_ref());
+                facts.volume = Some(info);
+            }
+            Step::LookAtMount => facts.at = Some(host.mounts.at(&target).await?),
+            Step::Record => {
+                if let Goal::Create { spec, endpoint, .. } = &self.job.goal {
+                    let created = self.engine.0.settings.clock.now();
+                    let new = NewVolume { name: name.clone(), endpoint: endpoint.clone(), spec: spec.clone(), created };
+                    self.provision()?.record(&new).await?;
+                } else {
+                    self.write_intent(Some(Intent { operation: self.job.operation.clone(), goal: self.job.goal.word().to_owned() }))?;
+                }
+                // What was removed before was another's; from now on a removal undoes this run.
+                facts.removed = None;
+                facts.recorded = true;
+            }
+            Step::Allocate => {
+                self.path = Some(self.provision()?.allocate(name).await?);
+                facts.allocated = true;
+            }
+            Step::ProbeNew => facts.probed_new = Some(host.filesystems.probe(self.new_storage()?).await?),
+            Step::Formatting => {
+                self.provision()?.formatting(name, self.uuid).await?;
+                facts.formatting = true;
+            }
+            Step::Format => {
+                host.filesystems.format(&self.format_request()?).await?;
+                facts.formatted = true;
+            }
+            Step::Publish => {
+                let info = self.provision()?.publish(name).await?;
+                self.remember(Some(&info));
+                facts.published = true;
+            }
+            Step::Attach => facts.attached = Some(self.driver.attach(name).await?),
+            Step::Probe => {
+                let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to look at"))?;
+                facts.probe = Some(host.filesystems.probe(&attached.path).await?);
+            }
+            Step::Check => {
+                let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to check"))?;
+                let fs = info(facts)?.spec.fs;
+                let checked = host.filesystems.check(&attached.path, fs).await?;
+                tracing::warn!(?checked, "the filesystem had errors and was checked");
+                facts.checked = true;
+            }
+            Step::Mount => {
+                let request = self.mount_request(facts)?;
+                facts.mounted = Some(host.mounts.mount(&request).await?);
+            }
+            Step::Commit => {
+                let at = facts.mounted.or(facts.at.flatten()).ok_or_else(|| Error::internal("nothing to commit"))?;
+                let mut state = lock(&self.lane.state);
+                state.entry.staged = Some(Staged { device: at.device, mount_id: at.mount_id });
+                state.entry.intent = None;
+                self.engine.persist(&state.entry)?;
+                facts.committed = true;
+            }
+            Step::Unmount(device) => facts.unmounted = Some(host.mounts.unmount(&target, *device).await?),
+            Step::WhoUses(device) => facts.users = Some(host.mounts.users(*device).await?),
+            Step::Detach(device) => facts.detached = Some(self.driver.detach(name, *device).await?),
+            Step::Release => {
+                let mut state = lock(&self.lane.state);
+                state.entry.staged = None;
+                state.entry.intent = None;
+                self.engine.persist(&state.entry)?;
+                facts.released = true;
+            }
+            Step::Remove => {
+                let action = self.provision()?.remove(name).await?;
+                self.remember(None);
+                facts.removed = Some(action);
+            }
+            Step::Recover => {
+                let done = self.provision()?.recover(name).await?;
+                self.remember(self.driver.inspect(name).await?.as_ref());
+                facts.recovered = Some(done);
+            }
+        }
+        Ok(())
+    }
+
+    /// A refused unmount of a busy volume leaves it as it was: still mounted, and nothing under way. (Where undoing
+    /// failed, the intent stays for the next start.)
+    fn settle_refused(&self, facts: &Facts) -> Result<()> {
+        let busy = facts.recorded && matches!(facts.unmounted, Some(dunnage_host::Unmounted::Busy));
+        if busy && self.job.goal == Goal::Unstage { self.write_intent(None) } else { Ok(()) }
+    }
+
+    fn write_intent(&self, intent: Option<Intent>) -> Result<()> {
+        let mut state = lock(&self.lane.state);
+        state.entry.intent = intent;
+        self.engine.persist(&state.entry)
+    }
+
+    fn remember(&self, info: Option<&VolumeInfo>) {
+        let mut known = crate::view::write(&self.engine.0.known);
+        match info {
+            // Half-made volumes are nobody's business yet.
+            Some(info) if info.state != VolumeState::Creating => {
+                let seen = self.engine.0.settings.clock.now();
+                known.insert(self.volume.clone(), Known { info: info.clone(), seen });
+            }
+            _ => {
+                known.remove(self.volume);
+            }
+        }
+    }
+
+    fn provision(&self) -> Result<&dyn Provision> {
+        self.driver.provision().ok_or_else(|| {
+            let detail = format!("driver {} does not make or remove volumes", self.driver.name());
+            Error::invalid("driver", detail, "make it with the platform's own tools")
+        })
+    }
+
+    fn new_storage(&self) -> Result<&std::path::Path> {
+        self.path.as_deref().ok_or_else(|| Error::internal("there is no new storage"))
+    }
+
+    fn format_request(&self) -> Result<FormatRequest> {
+        let Goal::Create { spec, .. } = &self.job.goal else { return Err(Error::internal("nothing is to be formatted")) };
+        Ok(FormatRequest {
+            path: self.new_storage()?.to_owned(),
+            fs: spec.fs,
+            uuid: self.uuid,
+            uid: spec.uid.unwrap_or(0),
+            gid: spec.gid.unwrap_or(0),
+            mode: spec.mode.map_or(0o755, dunnage_model::Mode::bits),
+        })
+    }
+
+    fn mount_request(&self, facts: &Facts) -> Result<MountRequest> {
+        let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to mount"))?;
+        let info = info(facts)?;
+        Ok(MountRequest {
+            device: attached.path.clone(),
+            number: attached.number,
+            fs: info.spec.fs,
+            uuid: info.fs_uuid.ok_or_else(|| Error::internal("a volume without a filesystem was to be mounted"))?,
+            target: self.engine.target(self.volume),
+            mode: info.spec.access.publish_mode(),
+        })
+    }
+}
+
+fn info(facts: &Facts) -> Result<&VolumeInfo> {
+    facts.volume.as_ref().and_then(Option::as_ref).ok_or_else(|| Error::internal("the volume was not looked at"))
+}

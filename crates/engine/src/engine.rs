@@ -1,0 +1,465 @@
+//! The verbs that frontends call.
+//!
+//! A verb puts a goal into its volume's lane, waits for it no longer than its caller would, and says what came of it.
+//! The work goes on when the caller has gone; a caller that has gone leaves no holder behind.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use dunnage_driver::Driver;
+use dunnage_host::{Host, Target};
+use dunnage_model::{
+    BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, Holder, HolderKey, MountAction, NodeId, OperationId,
+    PartialSpec, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
+};
+use jiff::Timestamp;
+use tracing::Instrument;
+
+use crate::carry;
+use crate::env::{Clock, Random, Watcher};
+use crate::lane::{Job, Lane, lock};
+use crate::ledger::{Entry, Ledger};
+use crate::planner::{Goal, Outcome};
+
+/// What the engine is given.
+pub struct Settings {
+    /// Who we are.
+    pub node: NodeId,
+    /// Which run of the kernel this is.
+    pub boot: BootId,
+    /// Where mounts appear: `PATH/DRIVER/NAME`.
+    pub volumes: PathBuf,
+    /// Where the ledger is.
+    pub ledger: PathBuf,
+    /// The configured drivers.
+    pub drivers: Vec<Arc<dyn Driver>>,
+    /// Drivers that were configured and cannot serve, with the reason.
+    pub unavailable: BTreeMap<DriverName, Error>,
+    /// The kernel and the tools.
+    pub host: Host,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// Chance.
+    pub random: Arc<dyn Random>,
+    /// Is told of every step.
+    pub watcher: Arc<dyn Watcher>,
+}
+
+/// One request: who may be told of it, and until when its caller waits.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// Its name, from here to the last log line.
+    pub operation: OperationId,
+    /// How long the caller waits. The work is not bound by it.
+    pub patience: Duration,
+}
+
+/// What a new volume is asked to be.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// Driver and name.
+    pub volume: VolumeId,
+    /// Who will list it.
+    pub endpoint: EndpointName,
+    /// What the caller said.
+    pub asked: PartialSpec,
+    /// What the endpoint and the configuration say where the caller does not.
+    pub defaults: PartialSpec,
+}
+
+/// What came of a mount.
+pub struct Mounted {
+    /// Where the filesystem is.
+    pub path: PathBuf,
+    /// What was done.
+    pub action: MountAction,
+    /// The caller's hold on it: to be confirmed when the answer has been read, given back when dropped.
+    pub claim: Claim,
+}
+
+/// What came of an unmount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmounted {
+    /// What was done.
+    pub action: UnmountAction,
+    /// The mount lives on in other namespaces, through these processes; the device stays until they go.
+    pub lingering: Vec<String>,
+}
+
+/// A volume as it was last heard of.
+#[derive(Clone)]
+pub(crate) struct Known {
+    pub info: VolumeInfo,
+    pub seen: Timestamp,
+}
+
+pub(crate) struct Inner {
+    pub settings: Settings,
+    pub drivers: BTreeMap<DriverName, Arc<dyn Driver>>,
+    pub lanes: RwLock<BTreeMap<VolumeId, Arc<Lane>>>,
+    pub ledger: Mutex<Ledger>,
+    /// What the platforms said. Only a cache.
+    pub known: RwLock<BTreeMap<VolumeId, Known>>,
+    /// When each driver's whole list was last read; `None` while it never was.
+    pub listed: RwLock<BTreeMap<DriverName, Timestamp>>,
+    pub list_bell: tokio::sync::Notify,
+    pub listing: tokio::sync::Mutex<()>,
+}
+
+/// The engine. Cloning it is cheap: there is one.
+#[derive(Clone)]
+pub struct Engine(pub(crate) Arc<Inner>);
+
+impl Engine {
+    /// The node that we are.
+    pub fn node(&self) -> &NodeId {
+        &self.0.settings.node
+    }
+
+    /// A name for a new request.
+    pub fn operation(&self) -> OperationId {
+        self.0.settings.random.operation()
+    }
+
+    /// Where a volume is when it is mounted.
+    pub(crate) fn target(&self, volume: &VolumeId) -> Target {
+        let relative = PathBuf::from(volume.driver.as_str()).join(volume.name.as_str());
+        Target { root: self.0.settings.volumes.clone(), relative }
+    }
+
+    pub(crate) fn driver(&self, name: &DriverName) -> Result<&Arc<dyn Driver>> {
+        self.0.drivers.get(name).ok_or_else(|| match self.0.settings.unavailable.get(name) {
+            Some(error) => error.clone(),
+            None => Error::not_found(format!("there is no driver {name}"), "look at 'dunnage driver ls'"),
+        })
+    }
+
+    pub(crate) fn lane(&self, volume: &VolumeId) -> Arc<Lane> {
+        if let Some(lane) = crate::view::read(&self.0.lanes).get(volume) {
+            return lane.clone();
+        }
+        let entry = || Entry::new(volume.clone(), self.0.settings.boot.clone());
+        crate::view::write(&self.0.lanes).entry(volume.clone()).or_insert_with(|| Arc::new(Lane::new(entry()))).clone()
+    }
+
+    /// Writes what is to be remembered of a lane. Called under its lock, so that the newest state is the one on file.
+    pub(crate) fn persist(&self, entry: &Entry) -> Result<()> {
+        lock(&self.0.ledger).write(entry)
+    }
+
+    /// Makes sure that the volume exists as asked.
+    pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, VolumeInfo)> {
+        let CreateRequest { volume, endpoint, asked, defaults } = request;
+        self.driver(&volume.driver)?;
+        let spec = asked.clone().over(&defaults).complete().map_err(|e| e.of(&volume.name))?;
+        let job = self.submit(call, &volume, Goal::Create { asked, spec, endpoint });
+        match self.wait(call, &volume, &job).await? {
+            Outcome::Created(action) => {
+                let info = self.known(&volume).ok_or_else(|| Error::internal("a created volume is not known").of(&volume.name))?;
+                Ok((action, info))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes the volume, if nobody holds it.
+    pub async fn remove(&self, call: &Call, volume: &VolumeId) -> Result<RemoveAction> {
+        self.driver(&volume.driver)?;
+        let lane = self.lane(volume);
+        let (holders, left) = {
+            let state = lock(&lane.state);
+            (state.entry.holders.clone(), state.entry.staged.is_some())
+        };
+        if !holders.is_empty() {
+            let who = holders.iter().map(ToString::to_string).collect();
+            let next = "stop the container or the task that uses it, then remove it";
+            return Err(Error::in_use(who, self.node(), "it is mounted", next).of(&volume.name).during(&call.operation));
+        }
+        if left {
+            // Nobody holds it, and it could not be unmounted when the last holder went: try again first.
+            let job = self.submit(call, volume, Goal::Unstage);
+            self.wait(call, volume, &job).await?;
+        }
+        let job = self.submit(call, volume, Goal::Remove);
+        match self.wait(call, volume, &job).await? {
+            Outcome::Removed(action) => Ok(action),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes sure that the volume is mounted on this node, and publishes it to a caller at that place.
+    pub async fn mount(&self, call: &Call, volume: &VolumeId, key: HolderKey) -> Result<Mounted> {
+        self.driver(&volume.driver)?;
+        let path = self.target(volume).path();
+        // The claim is there before the work begins: whoever unmounts meanwhile sees it.
+        let claim = self.claim(volume, key, &path.display().to_string());
+        let action = self.stage(call, volume).await?;
+        claim.record().map_err(|e| e.of(&volume.name).during(&call.operation))?;
+        Ok(Mounted { path, action, claim })
+    }
+
+    /// Device to node mount: the half of a mount that all holders share.
+    pub async fn stage(&self, call: &Call, volume: &VolumeId) -> Result<MountAction> {
+        let job = self.submit(call, volume, Goal::Stage);
+        match self.wait(call, volume, &job).await? {
+            Outcome::Staged(action) => Ok(action),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Takes a caller's hold back; with the last one the volume is unmounted and detached.
+    pub async fn unmount(&self, call: &Call, volume: &VolumeId, key: &HolderKey) -> Result<Unmounted> {
+        self.driver(&volume.driver)?;
+        let done = |action| Unmounted { action, lingering: Vec::new() };
+        let mut action = self.unpublish(volume, key)?;
+        if action == UnmountAction::NotHeld && self.adopted_and_unused(volume).await? {
+            // A mount that was found without anybody's name, and nothing lives on it: whoever unmounts now had it.
+            self.drop_holders(volume)?;
+            action = UnmountAction::Unmounted;
+        }
+        if action == UnmountAction::StillHeld {
+            return Ok(done(action));
+        }
+        let lane = self.lane(volume);
+        let (held, left) = {
+            let state = lock(&lane.state);
+            (!state.entry.holders.is_empty(), !state.entry.is_empty() || !state.jobs.is_empty())
+        };
+        if held {
+            return Ok(done(action));
+        }
+        if !left && action == UnmountAction::NotHeld {
+            return Ok(done(action));
+        }
+        match self.unstage(call, volume).await? {
+            Outcome::Unstaged(_) if action == UnmountAction::NotHeld => Ok(done(UnmountAction::NotHeld)),
+            Outcome::Unstaged(_) => Ok(done(UnmountAction::Unmounted)),
+            Outcome::StillHeld => Ok(done(UnmountAction::StillHeld)),
+            Outcome::Lingering(users) => {
+                Ok(Unmounted { action: UnmountAction::Unmounted, lingering: users.iter().map(ToString::to_string).collect() })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The half of an unmount that concerns one caller.
+    fn unpublish(&self, volume: &VolumeId, key: &HolderKey) -> Result<UnmountAction> {
+        let lane = self.lane(volume);
+        let mut state = lock(&lane.state);
+        let without_id = key.caller.id.is_none();
+        let action = match state.entry.holder(key) {
+            None => UnmountAction::NotHeld,
+            Some(holder) => {
+                if without_id {
+                    (holder.count, holder.undecided, holder.provisional) = (0, 0, 0);
+                } else if holder.count > 0 {
+                    holder.count -= 1;
+                } else if holder.undecided > 0 {
+                    holder.undecided -= 1;
+                } else {
+                    holder.provisional = holder.provisional.saturating_sub(1);
+                }
+                UnmountAction::Unmounted
+            }
+        };
+        state.entry.sweep();
+        if action == UnmountAction::NotHeld {
+            return Ok(action);
+        }
+        self.persist(&state.entry)?;
+        Ok(if state.entry.holders.is_empty() { UnmountAction::Unmounted } else { UnmountAction::StillHeld })
+    }
+
+    /// Its only holder is `unknown`, and no process in any namespace has it mounted or open.
+    async fn adopted_and_unused(&self, volume: &VolumeId) -> Result<bool> {
+        let lane = self.lane(volume);
+        let device = {
+            let state = lock(&lane.state);
+            let unknown = |holder: &Holder| holder.key.caller.kind == CallerKind::Unknown;
+            let adopted = !state.entry.holders.is_empty() && state.entry.holders.iter().all(unknown);
+            state.entry.staged.filter(|_| adopted).map(|staged| staged.device)
+        };
+        match device {
+            Some(device) => Ok(self.0.settings.host.mounts.users(device).await?.is_empty()),
+            None => Ok(false),
+        }
+    }
+
+    /// Node mount to nothing, if nobody holds it.
+    pub(crate) async fn unstage(&self, call: &Call, volume: &VolumeId) -> Result<Outcome> {
+        let job = self.submit(call, volume, Goal::Unstage);
+        self.wait(call, volume, &job).await
+    }
+
+    /// Drops every holder of a volume: for a machine that shuts down.
+    pub fn drop_holders(&self, volume: &VolumeId) -> Result<()> {
+        let lane = self.lane(volume);
+        let mut state = lock(&lane.state);
+        state.entry.holders.clear();
+        self.persist(&state.entry)
+    }
+
+    /// Asks every running job to stop at its next step and undo what it did.
+    pub fn cancel_all(&self) {
+        for lane in crate::view::read(&self.0.lanes).values() {
+            for job in &lock(&lane.state).jobs {
+                job.cancel();
+            }
+        }
+    }
+
+    /// Puts a goal into a volume's lane, or joins the job that is last in it if that wants the same.
+    pub(crate) fn submit(&self, call: &Call, volume: &VolumeId, goal: Goal) -> Arc<Job> {
+        let lane = self.lane(volume);
+        let mut state = lock(&lane.state);
+        if let Some(last) = state.jobs.back()
+            && last.goal == goal
+        {
+            tracing::debug!(operation = %call.operation, joined = %last.operation, volume = %volume, goal = goal.word(), "joins a running job");
+            return last.clone();
+        }
+        let job = Arc::new(Job::new(goal, call.operation.clone(), self.0.settings.clock.now()));
+        state.jobs.push_back(job.clone());
+        drop(state);
+        let span = tracing::info_span!("job", operation = %job.operation, volume = %volume, goal = job.goal.word());
+        let (engine, running, volume) = (self.clone(), job.clone(), volume.clone());
+        tokio::spawn(
+            async move {
+                let _turn = lane.turn.lock().await;
+                let outcome = carry::run(&engine, &volume, &lane, &running).await;
+                // Done before anybody hears of it, so that nobody joins what is over.
+                lock(&lane.state).jobs.retain(|job| !Arc::ptr_eq(job, &running));
+                running.finish(outcome.map_err(|e| e.of(&volume.name).during(&running.operation)));
+            }
+            .instrument(span),
+        );
+        job
+    }
+
+    pub(crate) async fn wait(&self, call: &Call, volume: &VolumeId, job: &Job) -> Result<Outcome> {
+        match tokio::time::timeout(call.patience, job.outcome()).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let front = self.lane(volume).running();
+                let (goal, step, operation) = front
+                    .as_deref()
+                    .map_or((job.goal.word(), job.step(), &job.operation), |front| (front.goal.word(), front.step(), &front.operation));
+                let detail = format!("{goal} was at step {step} after {:.1} s, and goes on", call.patience.as_secs_f64());
+                Err(Error::timeout(format!("{goal}/{step}"), detail).of(&volume.name).during(operation))
+            }
+        }
+    }
+
+    fn claim(&self, volume: &VolumeId, key: HolderKey, target: &str) -> Claim {
+        let lane = self.lane(volume);
+        let mut state = lock(&lane.state);
+        let now = self.0.settings.clock.now();
+        let mode = self.known(volume).map(|info| info.spec.access.publish_mode()).unwrap_or_default();
+        match state.entry.holder(&key) {
+            Some(holder) => {
+                // A retry after a crash takes over what was on its way then, instead of counting twice.
+                holder.undecided = holder.undecided.saturating_sub(1);
+                holder.provisional += 1;
+            }
+            None => state.entry.holders.push(Holder {
+                key: key.clone(),
+                count: 0,
+                provisional: 1,
+                undecided: 0,
+                since: now,
+                mode,
+                target: target.to_owned(),
+            }),
+        }
+        drop(state);
+        Claim { engine: self.clone(), volume: volume.clone(), key, settled: false }
+    }
+
+    /// What is remembered of a volume.
+    pub(crate) fn known(&self, volume: &VolumeId) -> Option<VolumeInfo> {
+        crate::view::read(&self.0.known).get(volume).map(|known| known.info.clone())
+    }
+}
+
+fn unexpected(outcome: &Outcome) -> Error {
+    Error::internal(format!("a job came to {outcome:?}, which is not what it was for"))
+}
+
+/// A caller's hold on a mounted volume while its answer is on the way.
+///
+/// Confirm it when the caller has read the answer. Dropped without that, it is given back, and with the last hold the
+/// volume is unmounted.
+#[must_use]
+pub struct Claim {
+    engine: Engine,
+    volume: VolumeId,
+    key: HolderKey,
+    settled: bool,
+}
+
+impl Claim {
+    /// Makes it durable: before the answer leaves.
+    fn record(&self) -> Result<()> {
+        let lane = self.engine.lane(&self.volume);
+        let state = lock(&lane.state);
+        self.engine.persist(&state.entry)
+    }
+
+    /// The caller has the answer: from now on it holds the volume.
+    pub fn delivered(mut self) {
+        self.settled = true;
+        let lane = self.engine.lane(&self.volume);
+        let mut state = lock(&lane.state);
+        let without_id = self.key.caller.id.is_none();
+        // Not there any more: the caller was quick, and has unmounted already.
+        if let Some(holder) = state.entry.holder(&self.key)
+            && holder.provisional > 0
+        {
+            holder.provisional -= 1;
+            holder.count = if without_id { 1 } else { holder.count + 1 };
+        }
+        if let Err(e) = self.engine.persist(&state.entry) {
+            tracing::error!(volume = %self.volume, "a holder could not be confirmed in the ledger: {e}");
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let lane = self.engine.lane(&self.volume);
+        let mut state = lock(&lane.state);
+        if let Some(holder) = state.entry.holder(&self.key) {
+            holder.provisional = holder.provisional.saturating_sub(1);
+        }
+        state.entry.sweep();
+        if let Err(e) = self.engine.persist(&state.entry) {
+            tracing::error!(volume = %self.volume, "a holder that has gone could not be taken out of the ledger: {e}");
+        }
+        let wanted = !state.entry.holders.is_empty() || (state.entry.is_empty() && state.jobs.is_empty());
+        drop(state);
+        if !wanted && tokio::runtime::Handle::try_current().is_ok() {
+            let call = Call { operation: self.engine.operation(), patience: Duration::ZERO };
+            tracing::info!(operation = %call.operation, volume = %self.volume, holder = %self.key, "its caller has gone without the answer");
+            self.engine.submit(&call, &self.volume, Goal::Unstage);
+        }
+    }
+}
+
+/// The holder that an adopted mount gets.
+pub(crate) fn unknown_holder(endpoint: EndpointName, since: Timestamp, target: String) -> Holder {
+    let caller = Caller { kind: CallerKind::Unknown, id: None };
+    Holder { key: HolderKey { endpoint, caller }, count: 1, provisional: 0, undecided: 0, since, mode: Default::default(), target }
+}
+
+/// Where a volume of this name would be, for a path of the table of mounts.
+pub(crate) fn volume_of(relative: &std::path::Path) -> Option<VolumeId> {
+    let mut parts = relative.iter();
+    let driver: DriverName = parts.next()?.to_str()?.parse().ok()?;
+    let name: VolumeName = parts.next()?.to_str()?.parse().ok()?;
+    parts.next().is_none().then_some(VolumeId { driver, name })
+}

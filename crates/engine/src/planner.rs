@@ -1,0 +1,474 @@
+//! The heart: what to do next, given what is wanted and what is known. It does no I/O.
+//!
+//! The engine asks for a step, carries it out, adds what came of it to the facts, and asks again, until the answer is
+//! `Done` or `Refuse`. A crash is "stop after any step"; an error is a fact like any other, and the next steps undo what
+//! this run did.
+
+use dunnage_driver::Attached;
+use dunnage_host::{Detached, DeviceNumber, KnownFs, MountedAt, Probe, Process, Unmounted};
+use dunnage_model::{
+    CreateAction, EndpointName, Error, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, VolumeInfo, VolumeSpec, VolumeState,
+};
+use serde::{Deserialize, Serialize};
+
+/// What is wanted of one volume.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Goal {
+    /// That it exists, as asked.
+    Create {
+        /// What the caller said.
+        asked: PartialSpec,
+        /// The same with all defaults.
+        spec: VolumeSpec,
+        /// Who will list it.
+        endpoint: EndpointName,
+    },
+    /// That it is mounted on this node.
+    Stage,
+    /// That it is not, if nobody holds it.
+    Unstage,
+    /// That it does not exist.
+    Remove,
+    /// That nothing half done is left of it.
+    Recover,
+}
+
+impl Goal {
+    /// Its name in logs and crash points.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Goal::Create { .. } => "create",
+            Goal::Stage => "stage",
+            Goal::Unstage => "unstage",
+            Goal::Remove => "remove",
+            Goal::Recover => "recover",
+        }
+    }
+}
+
+/// The next thing to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// Ask the platform about the volume.
+    Inspect,
+    /// Ask the kernel what is mounted at its place.
+    LookAtMount,
+    /// Write down what is going to be done.
+    Record,
+    /// Make its storage, blank, under a temporary name.
+    Allocate,
+    /// Look at what is on the new storage.
+    ProbeNew,
+    /// Write down that it will be formatted.
+    Formatting,
+    /// Make the filesystem.
+    Format,
+    /// Give the finished storage its name.
+    Publish,
+    /// Make its device appear.
+    Attach,
+    /// Look at what is on the device.
+    Probe,
+    /// Repair the filesystem.
+    Check,
+    /// Mount it.
+    Mount,
+    /// Write down that it is mounted.
+    Commit,
+    /// Unmount it.
+    Unmount(DeviceNumber),
+    /// Find out who keeps it.
+    WhoUses(DeviceNumber),
+    /// Make its device go.
+    Detach(Option<DeviceNumber>),
+    /// Write down that nothing of it is here any more.
+    Release,
+    /// Remove it, or what is left of it.
+    Remove,
+    /// Finish or undo what a crash left.
+    Recover,
+    /// It is as wanted.
+    Done(Outcome),
+    /// It cannot be.
+    Refuse(Error),
+}
+
+impl Step {
+    /// Its name in logs and crash points.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Step::Inspect => "inspect",
+            Step::LookAtMount => "look",
+            Step::Record => "record",
+            Step::Allocate => "allocate",
+            Step::ProbeNew => "probe-new",
+            Step::Formatting => "formatting",
+            Step::Format => "format",
+            Step::Publish => "publish",
+            Step::Attach => "attach",
+            Step::Probe => "probe",
+            Step::Check => "check",
+            Step::Mount => "mount",
+            Step::Commit => "commit",
+            Step::Unmount(_) => "unmount",
+            Step::WhoUses(_) => "who-uses",
+            Step::Detach(_) => "detach",
+            Step::Release => "release",
+            Step::Remove => "remove",
+            Step::Recover => "recover",
+            Step::Done(_) => "done",
+            Step::Refuse(_) => "refuse",
+        }
+    }
+}
+
+/// What came of a goal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Of [`Goal::Create`].
+    Created(CreateAction),
+    /// Of [`Goal::Stage`].
+    Staged(MountAction),
+    /// Of [`Goal::Unstage`]: gone, or not there before.
+    Unstaged(ReleaseAction),
+    /// Of [`Goal::Unstage`]: somebody holds it after all.
+    StillHeld,
+    /// Of [`Goal::Unstage`]: unmounted here; a copy of the mount in another namespace keeps the device.
+    Lingering(Vec<Process>),
+    /// Of [`Goal::Remove`].
+    Removed(RemoveAction),
+    /// Of [`Goal::Recover`]: what was done, if anything.
+    Recovered(Option<String>),
+}
+
+/// What the ledger says is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    /// The device.
+    pub device: DeviceNumber,
+    /// The kernel's number of the mount.
+    pub mount_id: u64,
+}
+
+/// What is known so far. `None` is "not looked yet".
+#[derive(Debug, Clone, Default)]
+#[allow(missing_docs)] // each field is what the step of its name brought
+pub struct Facts {
+    /// From the ledger, before every step.
+    pub holders: usize,
+    pub staged: Option<Staged>,
+    /// The caller does not want it any more.
+    pub cancelled: bool,
+
+    pub volume: Option<Option<VolumeInfo>>,
+    pub at: Option<Option<MountedAt>>,
+    pub recorded: bool,
+    pub allocated: bool,
+    pub probed_new: Option<Probe>,
+    pub formatting: bool,
+    pub formatted: bool,
+    pub published: bool,
+    pub attached: Option<Attached>,
+    pub probe: Option<Probe>,
+    pub checked: bool,
+    pub mounted: Option<MountedAt>,
+    pub committed: bool,
+    pub unmounted: Option<Unmounted>,
+    pub users: Option<Vec<Process>>,
+    pub detached: Option<Detached>,
+    pub released: bool,
+    pub removed: Option<RemoveAction>,
+    pub recovered: Option<Option<String>>,
+
+    /// The first step that failed. From then on the plan undoes.
+    pub failure: Option<Error>,
+    /// A step of the undoing failed: leave the rest to the next start.
+    pub undo_failed: bool,
+}
+
+/// The next step towards `goal`.
+pub fn next(goal: &Goal, facts: &Facts) -> Step {
+    match goal {
+        Goal::Create { asked, endpoint, .. } => create(asked, endpoint, facts),
+        Goal::Stage => stage(facts),
+        Goal::Unstage => unstage(facts),
+        Goal::Remove => remove(facts),
+        Goal::Recover => recover(facts),
+    }
+}
+
+fn cancelled() -> Error {
+    Error::unavailable("the daemon is stopping", "ask again when it runs")
+}
+
+fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
+    let failure = f.failure.clone().or_else(|| f.cancelled.then(cancelled));
+    if let Some(error) = failure {
+        return match (f.recorded, &f.removed, f.undo_failed) {
+            // Nobody was told of it, so nothing of it may stay.
+            (true, None, false) if !f.published => Step::Remove,
+            _ => Step::Refuse(error),
+        };
+    }
+    let Some(found) = &f.volume else { return Step::Inspect };
+    match found {
+        Some(info) if !f.recorded => match info.state {
+            VolumeState::Ready => existing(asked, endpoint, info),
+            // Half made or half removed by a run that crashed: nobody makes it now, for we have its lane.
+            VolumeState::Creating | VolumeState::Removing if f.removed.is_none() => Step::Remove,
+            VolumeState::Creating | VolumeState::Removing => Step::Record,
+            VolumeState::Damaged => Step::Refuse(damaged(info)),
+        },
+        _ if !f.recorded => Step::Record,
+        _ if !f.allocated => Step::Allocate,
+        _ => match &f.probed_new {
+            None => Step::ProbeNew,
+            // Law 5: mkfs on a proven blank only.
+            Some(Probe::Blank) if !f.formatting => Step::Formatting,
+            Some(Probe::Blank) if !f.formatted => Step::Format,
+            Some(Probe::Blank) if !f.published => Step::Publish,
+            Some(Probe::Blank) => Step::Done(Outcome::Created(CreateAction::Created)),
+            Some(other) => Step::Refuse(not_blank(other)),
+        },
+    }
+}
+
+fn existing(asked: &PartialSpec, endpoint: &EndpointName, info: &VolumeInfo) -> Step {
+    if info.endpoint != *endpoint {
+        return Step::Refuse(Error::new(
+            Kind::ExistsIncompatible,
+            format!("it exists, and belongs to endpoint {}", info.endpoint),
+            format!("ask endpoint {} for it, or choose another name", info.endpoint),
+        ));
+    }
+    let differs = asked.differences(&info.spec);
+    if differs.is_empty() {
+        return Step::Done(Outcome::Created(CreateAction::AlreadyThere));
+    }
+    Step::Refuse(Error::new(
+        Kind::ExistsIncompatible,
+        format!("it exists with another {}", differs.join(", another ")),
+        "leave out what differs to use it as it is, or choose another name",
+    ))
+}
+
+fn stage(f: &Facts) -> Step {
+    let failure = f.failure.clone().or_else(|| (f.cancelled && !f.committed).then(cancelled));
+    if let Some(error) = failure {
+        return undo_stage(f, error);
+    }
+    let Some(at) = f.at else { return Step::LookAtMount };
+    if let (Some(there), Some(staged)) = (at, f.staged)
+        && there.device == staged.device
+    {
+        return Step::Done(Outcome::Staged(MountAction::Joined));
+    }
+    let info = match &f.volume {
+        None => return Step::Inspect,
+        Some(None) => return Step::Refuse(Error::not_found("there is no volume of that name", "create it first")),
+        Some(Some(info)) => info,
+    };
+    let uuid = match (info.state, info.fs_uuid) {
+        (VolumeState::Ready, Some(uuid)) => uuid,
+        (VolumeState::Ready | VolumeState::Damaged, _) => return Step::Refuse(damaged(info)),
+        (VolumeState::Creating | VolumeState::Removing, _) => {
+            let detail = format!("it is {}: a create or a removal of it was interrupted", info.state);
+            return Step::Refuse(Error::not_found(detail, "create it again"));
+        }
+    };
+    if !f.recorded {
+        return Step::Record;
+    }
+    let Some(attached) = &f.attached else { return Step::Attach };
+    if let Some(there) = at {
+        // Mounted, and the ledger does not know: it is ours if it is our device, and nobody's to touch if not.
+        return if there.device != attached.number {
+            Step::Refuse(Error::in_use(
+                vec![format!("device {}", there.device)],
+                "this node",
+                "another device is mounted where it belongs",
+                "find out what mounted it, and unmount it",
+            ))
+        } else if !f.committed {
+            Step::Commit
+        } else {
+            Step::Done(Outcome::Staged(MountAction::Joined))
+        };
+    }
+    let known = match &f.probe {
+        None => return Step::Probe,
+        Some(Probe::Known(known)) => known,
+        Some(other) => return undo_stage(f, not_what_was_recorded(&describe(other))),
+    };
+    if known.uuid != uuid || known.fs != info.spec.fs {
+        return undo_stage(f, not_what_was_recorded(&format!("{} {}", known.fs, known.uuid)));
+    }
+    if needs_check(known) && !f.checked {
+        return Step::Check;
+    }
+    if f.mounted.is_none() {
+        Step::Mount
+    } else if !f.committed {
+        Step::Commit
+    } else {
+        Step::Done(Outcome::Staged(MountAction::Mounted))
+    }
+}
+
+/// A dirty journal is mount(2)'s to replay; only the kernel's own error mark asks for a check.
+fn needs_check(known: &KnownFs) -> bool {
+    known.has_errors
+}
+
+fn undo_stage(f: &Facts, error: Error) -> Step {
+    if f.undo_failed || !f.recorded || f.released {
+        return Step::Refuse(error);
+    }
+    match (&f.mounted, &f.unmounted) {
+        (Some(mounted), None) => return Step::Unmount(mounted.device),
+        (Some(_), Some(Unmounted::Busy | Unmounted::Foreign(_))) => return Step::Refuse(error),
+        _ => {}
+    }
+    // What was attached before us is somebody's: a mount that we did not make may live on it.
+    let ours = f.attached.as_ref().is_none_or(|attached| !attached.found);
+    if ours && f.detached.is_none() && f.at == Some(None) {
+        return Step::Detach(f.attached.as_ref().map(|attached| attached.number));
+    }
+    Step::Release
+}
+
+fn unstage(f: &Facts) -> Step {
+    // A holder that came while we waited wins, until the unmount is done.
+    if f.holders > 0 && f.unmounted.is_none() {
+        return Step::Done(Outcome::StillHeld);
+    }
+    if let Some(error) = &f.failure {
+        return Step::Refuse(error.clone());
+    }
+    let Some(at) = f.at else { return Step::LookAtMount };
+    let Some(volume) = &f.volume else { return Step::Inspect };
+    let device = at.map(|there| there.device).or(f.staged.map(|staged| staged.device));
+    if let Some(there) = at {
+        // The last copy: what is mounted may be all that is left of the data.
+        if volume.as_ref().is_none_or(|info| info.state == VolumeState::Damaged) {
+            return Step::Refuse(last_copy(there.device));
+        }
+        if f.staged.is_none_or(|staged| staged.device != there.device) {
+            // Not known to the ledger: only what is proven to be this volume's device is ours to unmount.
+            match &f.attached {
+                None => return Step::Attach,
+                Some(attached) if attached.number != there.device => {
+                    return Step::Refuse(Error::in_use(
+                        vec![format!("device {}", there.device)],
+                        "this node",
+                        "another device is mounted where it belongs",
+                        "find out what mounted it, and unmount it",
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        if !f.recorded {
+            return Step::Record;
+        }
+        match &f.unmounted {
+            None => return Step::Unmount(there.device),
+            Some(Unmounted::Busy) => {
+                return match &f.users {
+                    None => Step::WhoUses(there.device),
+                    Some(users) => Step::Refuse(busy(users)),
+                };
+            }
+            Some(Unmounted::Foreign(other)) => {
+                return Step::Refuse(Error::internal(format!("device {other} is mounted where {} was", there.device)));
+            }
+            Some(Unmounted::Done | Unmounted::NotThere | Unmounted::Lingering) => {}
+        }
+    }
+    if volume.is_none() {
+        // Nothing mounted, no volume: nothing of it can be attached.
+        return if f.released { Step::Done(Outcome::Unstaged(ReleaseAction::NotThere)) } else { Step::Release };
+    }
+    match &f.detached {
+        None => Step::Detach(device),
+        Some(Detached::Lingering) => match (&f.users, device) {
+            (None, Some(device)) => Step::WhoUses(device),
+            (users, _) => Step::Done(Outcome::Lingering(users.clone().unwrap_or_default())),
+        },
+        Some(_) if !f.released => Step::Release,
+        Some(Detached::NotThere) if at.is_none() => Step::Done(Outcome::Unstaged(ReleaseAction::NotThere)),
+        Some(_) => Step::Done(Outcome::Unstaged(ReleaseAction::Released)),
+    }
+}
+
+fn remove(f: &Facts) -> Step {
+    if let Some(error) = &f.failure {
+        return Step::Refuse(error.clone());
+    }
+    if let Some(action) = f.removed {
+        return Step::Done(Outcome::Removed(action));
+    }
+    let Some(at) = f.at else { return Step::LookAtMount };
+    if f.holders > 0 || at.is_some() {
+        let detail = "it is mounted on this node";
+        return Step::Refuse(Error::in_use(Vec::new(), "this node", detail, "end what uses it, then remove it"));
+    }
+    match &f.volume {
+        None => Step::Inspect,
+        Some(None) => Step::Done(Outcome::Removed(RemoveAction::NotThere)),
+        Some(Some(info)) if info.state == VolumeState::Damaged => Step::Refuse(damaged(info)),
+        Some(Some(_)) => Step::Remove,
+    }
+}
+
+fn recover(f: &Facts) -> Step {
+    match (&f.failure, &f.recovered) {
+        (Some(error), _) => Step::Refuse(error.clone()),
+        (None, None) => Step::Recover,
+        (None, Some(done)) => Step::Done(Outcome::Recovered(done.clone())),
+    }
+}
+
+fn describe(probe: &Probe) -> String {
+    match probe {
+        Probe::Blank => "nothing".to_owned(),
+        Probe::Known(known) => format!("{} {}", known.fs, known.uuid),
+        Probe::Unknown { signature } => signature.clone(),
+    }
+}
+
+fn not_blank(found: &Probe) -> Error {
+    let signature = describe(found);
+    let detail = format!("its new storage is not blank: there is {signature} on it");
+    Error::new(Kind::NotBlank { signature }, detail, "nothing was written; look at the pool's disk")
+}
+
+fn not_what_was_recorded(found: &str) -> Error {
+    Error::new(
+        Kind::NotBlank { signature: found.to_owned() },
+        format!("its device has {found} on it, and not the filesystem that was recorded"),
+        "nothing was written; find out who changed it, and restore the image from a backup if need be",
+    )
+}
+
+fn damaged(info: &VolumeInfo) -> Error {
+    let why = info.why.as_deref().unwrap_or("its record and its data do not agree");
+    Error::unavailable(format!("it is damaged: {why}"), "put its data back where it was; nothing was changed")
+}
+
+fn last_copy(device: DeviceNumber) -> Error {
+    Error::unavailable(
+        "its data is gone from the platform, and what is mounted is the last copy: it is not unmounted",
+        format!("rescue it first: cp --sparse=always /dev/loop{} /a/safe/place", device.minor),
+    )
+}
+
+fn busy(users: &[Process]) -> Error {
+    let who: Vec<String> = users.iter().filter(|user| !user.namespace_only).map(ToString::to_string).collect();
+    let detail = if who.is_empty() { "something on this node uses it, and cannot be found" } else { "processes on this node use it" };
+    Error::in_use(who, "this node", detail, "end them; it is unmounted as soon as they have gone")
+}
+
+#[cfg(test)]
+#[path = "planner_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+//! Start: load the ledger, read the kernel, and make the two agree before anybody is served; then, lane by lane, the
+//! platforms.
+//!
+//! | ledger says | kernel shows | then |
+//! |---|---|---|
+//! | mounted | that device there | kept, with its holders |
+//! | mounted | nothing, or another device | its holders hold nothing: dropped, and what is attached is let go |
+//! | mounting or unmounting | anything | the job is run to its end: kept if somebody holds it, else undone |
+//! | nothing | mounted under our folder | kept, with one holder `unknown` |
+//! | nothing | attached, not mounted | detached |
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::Duration;
+
+use dunnage_host::MountEntry;
+use dunnage_model::{EndpointName, Result, VolumeId, VolumeState};
+
+use crate::engine::{Call, Engine, Inner, Settings, unknown_holder, volume_of};
+use crate::lane::{Lane, lock};
+use crate::ledger::{Entry, Ledger};
+use crate::planner::{Goal, Staged};
+
+/// What was decided about one entry.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// As it should be.
+    Keep,
+    /// A job has to finish or undo something.
+    Run(Goal),
+}
+
+impl Eq for Goal {}
+
+impl Engine {
+    /// Loads the ledger, reads the kernel, and makes them agree. Reads no platform: those that hang do not delay a start.
+    pub async fn start(settings: Settings) -> Result<Engine> {
+        settings.host.mounts.prepare(&settings.volumes).await?;
+        let table = settings.host.mounts.table(&settings.volumes).await?;
+        let (mut ledger, loaded) = Ledger::open(settings.ledger.clone(), settings.boot.clone())?;
+        for note in loaded.notes {
+            tracing::info!("ledger: {note}");
+        }
+        let mut mounted: BTreeMap<VolumeId, MountEntry> =
+            table.into_iter().filter_map(|line| Some((volume_of(&line.relative)?, line))).collect();
+        let mut lanes = BTreeMap::new();
+        let mut jobs = Vec::new();
+        for mut entry in loaded.entries {
+            let seen = mounted.remove(&entry.volume);
+            match judge(&mut entry, seen.as_ref()) {
+                Verdict::Keep => {}
+                Verdict::Run(goal) => jobs.push((entry.volume.clone(), goal)),
+            }
+            ledger.write(&entry)?;
+            lanes.insert(entry.volume.clone(), Arc::new(Lane::new(entry)));
+        }
+        for (volume, line) in mounted {
+            tracing::warn!(volume = %volume, device = %line.device, "mounted, and the ledger does not know by whom: kept for an unknown holder");
+            let mut entry = Entry::new(volume.clone(), settings.boot.clone());
+            // No mount number is known; the device is what identifies it.
+            entry.staged = Some(Staged { device: line.device, mount_id: 0 });
+            let target = settings.volumes.join(&line.relative).display().to_string();
+            let nobody: EndpointName = "none".parse()?;
+            entry.holders.push(unknown_holder(nobody, settings.clock.now(), target));
+            ledger.write(&entry)?;
+            lanes.insert(volume, Arc::new(Lane::new(entry)));
+        }
+        let drivers = settings.drivers.iter().map(|driver| (driver.name().clone(), driver.clone())).collect();
+        let engine = Engine(Arc::new(Inner {
+            settings,
+            drivers,
+            lanes: RwLock::new(lanes),
+            ledger: Mutex::new(ledger),
+            known: RwLock::default(),
+            listed: RwLock::default(),
+            list_bell: tokio::sync::Notify::new(),
+            listing: tokio::sync::Mutex::new(()),
+        }));
+        for (volume, goal) in jobs {
+            tracing::info!(volume = %volume, goal = goal.word(), "left unfinished: taken up again");
+            engine.background(&volume, goal);
+        }
+        Ok(engine)
+    }
+
+    /// Asks the platforms what they have, and finishes or undoes what crashes have left there.
+    pub async fn settle(&self) {
+        for driver in self.0.drivers.values() {
+            if let Err(e) = self.refresh(driver.name()).await {
+                tracing::error!(driver = %driver.name(), "cannot be listed: {e}");
+                continue;
+            }
+            match driver.attachments().await {
+                Ok(attachments) => {
+                    for attachment in attachments {
+                        let volume = VolumeId { driver: driver.name().clone(), name: attachment.name };
+                        let lane = self.lane(&volume);
+                        let state = lock(&lane.state);
+                        let idle = state.entry.is_empty() && state.jobs.is_empty();
+                        drop(state);
+                        if idle {
+                            tracing::warn!(volume = %volume, device = %attachment.number, "attached, and nobody wants it: let go");
+                            self.background(&volume, Goal::Unstage);
+                        }
+                    }
+                }
+                Err(e) => tracing::error!(driver = %driver.name(), "cannot say what is attached: {e}"),
+            }
+        }
+    }
+
+    /// Reads a driver's whole list into memory, and takes up what is half done there.
+    pub(crate) async fn refresh(&self, name: &dunnage_model::DriverName) -> Result<()> {
+        let driver = self.driver(name)?.clone();
+        let _one_at_a_time = self.0.listing.lock().await;
+        let listing = driver.list().await?;
+        for error in &listing.unreadable {
+            tracing::error!(driver = %name, "a volume cannot be read: {error}");
+        }
+        let now = self.0.settings.clock.now();
+        let mut half_done = Vec::new();
+        {
+            let mut known = crate::view::write(&self.0.known);
+            known.retain(|id, _| id.driver != *name);
+            for info in listing.volumes {
+                if matches!(info.state, VolumeState::Creating | VolumeState::Removing) {
+                    half_done.push(info.id.clone());
+                } else {
+                    known.insert(info.id.clone(), crate::engine::Known { info, seen: now });
+                }
+            }
+        }
+        crate::view::write(&self.0.listed).insert(name.clone(), now);
+        self.0.list_bell.notify_waiters();
+        for volume in half_done {
+            // In its lane: a create that runs is not half done, and is over when this one's turn comes.
+            self.background(&volume, Goal::Recover);
+        }
+        Ok(())
+    }
+
+    /// Tries again to unmount what nobody holds, and could not be unmounted when the last holder went.
+    pub fn sweep(&self) {
+        let left: Vec<VolumeId> = crate::view::read(&self.0.lanes)
+            .iter()
+            .filter(|(_, lane)| {
+                let state = lock(&lane.state);
+                state.jobs.is_empty() && state.entry.holders.is_empty() && !state.entry.is_empty()
+            })
+            .map(|(volume, _)| volume.clone())
+            .collect();
+        for volume in left {
+            self.background(&volume, Goal::Unstage);
+        }
+        // Lanes of names that were only asked about.
+        crate::view::write(&self.0.lanes).retain(|_, lane| {
+            let state = lock(&lane.state);
+            Arc::strong_count(lane) > 1 || !state.entry.is_empty() || !state.jobs.is_empty()
+        });
+    }
+
+    fn background(&self, volume: &VolumeId, goal: Goal) {
+        let call = Call { operation: self.operation(), patience: Duration::ZERO };
+        self.submit(&call, volume, goal);
+    }
+}
+
+/// The table above, for one entry.
+pub(crate) fn judge(entry: &mut Entry, seen: Option<&MountEntry>) -> Verdict {
+    let there = match (entry.staged, seen) {
+        (Some(staged), Some(line)) => staged.device == line.device,
+        _ => false,
+    };
+    for holder in &mut entry.holders {
+        if there {
+            // The answer was on its way: its caller may have read it. Kept, until a retry or an unmount tells.
+            holder.undecided += holder.provisional;
+        }
+        // Not mounted when the daemon died: no answer had left.
+        holder.provisional = 0;
+    }
+    if entry.staged.is_some() && !there {
+        for holder in &entry.holders {
+            tracing::warn!(volume = %entry.volume, %holder, "held a mount that is gone: dropped");
+        }
+        entry.holders.clear();
+    }
+    entry.sweep();
+    if there && entry.intent.is_none() && !entry.holders.is_empty() {
+        return Verdict::Keep;
+    }
+    if entry.staged.is_some() && !there {
+        entry.staged = None;
+        // Whatever is there is looked at afresh.
+        entry.intent = None;
+    }
+    if there && !entry.holders.is_empty() {
+        // An unmount that had begun, and somebody came: it stays.
+        entry.intent = None;
+        return Verdict::Keep;
+    }
+    Verdict::Run(Goal::Unstage)
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;
