@@ -1,0 +1,288 @@
+//! The configuration: strict YAML in, typed values out.
+//!
+//! A file may leave out any key, and may hold no key that is not known: a slip of the hand is an error with its place
+//! (FILE:LINE:COLUMN) and the nearest right word, and all of a file's errors are told at once. `tree` turns the text into
+//! nodes that know where they stand, `flaws` collects what is wrong, `fields` reads single values and notices keys that
+//! nobody asked for, `build` makes the [`Config`] and checks it as a whole, and `show` tells it to people.
+
+mod build;
+mod fields;
+mod flaws;
+mod options;
+mod share;
+mod show;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Result};
+
+pub use share::Share;
+pub use show::check_report;
+
+/// Where the configuration is looked for when nobody says otherwise.
+pub const DEFAULT_FILE: &str = "/etc/dunnage/config.yml";
+
+/// The largest file that is read: far above any that a person writes, far below what would hurt.
+const MAX_FILE: usize = 1 << 20;
+
+/// Where things live, as the command line and the environment have it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// `--config`/`DUNNAGE_CONFIG`: this file and no other.
+    pub config: Option<PathBuf>,
+    /// `--state-dir`/`DUNNAGE_STATE_DIR`: what survives a reboot.
+    pub state_dir: PathBuf,
+    /// `--run-dir`/`DUNNAGE_RUN_DIR`: what dies with the boot.
+    pub run_dir: PathBuf,
+    /// `--plugin-dir`/`DUNNAGE_PLUGIN_DIR`: where Docker looks for plugin sockets.
+    pub plugin_dir: PathBuf,
+    /// `--node`/`DUNNAGE_NODE`; the machine id when absent.
+    pub node: Option<NodeId>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Places {
+            config: None,
+            state_dir: "/var/lib/dunnage".into(),
+            run_dir: "/run/dunnage".into(),
+            plugin_dir: "/run/docker/plugins".into(),
+            node: None,
+        }
+    }
+}
+
+/// The whole configuration, every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file it was read from; `None` when it is the built-in one.
+    pub source: Option<PathBuf>,
+    /// The admin socket.
+    pub admin: Admin,
+    /// What holds for all volumes.
+    pub volumes: Volumes,
+    /// The drivers by name.
+    pub drivers: BTreeMap<DriverName, DriverConfig>,
+    /// The endpoints of the Docker volume plugin API, in the file's order.
+    pub docker: Vec<DockerEndpoint>,
+    /// What the file asks for and this version accepts without acting on it: sentences for people, each of which begins
+    /// with the key.
+    pub not_served: Vec<String>,
+    /// The same as it was written (key path to YAML), so that [`Config::to_yaml`] leaves nothing out. A driver that this
+    /// build does not have and an encryption key are not here: they may hold secrets.
+    pub as_written: BTreeMap<String, String>,
+}
+
+/// The admin socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// The group, by name or number, that may use it beside root.
+    pub group: String,
+}
+
+/// What holds for all volumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volumes {
+    /// Mounts appear at `PATH/DRIVER/NAME`.
+    pub path: PathBuf,
+    /// Whether a volume that another node has is taken from it.
+    pub preempt: Preempt,
+    /// Who may make volumes.
+    pub create: CreatePolicy,
+    /// What happens to hints that a driver cannot follow, where the endpoint says nothing.
+    pub hints: HintPolicy,
+    /// The daemon may serve though its mounts do not reach PID 1's mount namespace: for tests and
+    /// for containers whose parent is shared.
+    pub private_namespace: bool,
+    /// What a new volume gets where neither the call nor the endpoint says anything; size and filesystem are always set.
+    pub defaults: PartialSpec,
+}
+
+/// Whether a volume that another node has attached is taken from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Preempt {
+    /// Never.
+    Never,
+    /// When that node is proven dead.
+    #[default]
+    IfDead,
+    /// At once, after fencing it.
+    Always,
+}
+
+impl Preempt {
+    const WORDS: &'static [(&'static str, Preempt)] =
+        &[("never", Preempt::Never), ("if-dead", Preempt::IfDead), ("always", Preempt::Always)];
+}
+
+impl fmt::Display for Preempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word_of(*self, Self::WORDS))
+    }
+}
+
+/// Who may make volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CreatePolicy {
+    /// A mount by dvdcli or Mesos makes what is missing.
+    #[default]
+    OnMount,
+    /// Only `dunnage volume create` does.
+    Explicit,
+}
+
+impl CreatePolicy {
+    const WORDS: &'static [(&'static str, CreatePolicy)] = &[("on-mount", CreatePolicy::OnMount), ("explicit", CreatePolicy::Explicit)];
+}
+
+impl fmt::Display for CreatePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word_of(*self, Self::WORDS))
+    }
+}
+
+/// [`HintPolicy`]'s words; the type is the model's.
+const HINT_WORDS: &[(&str, HintPolicy)] = &[("refuse", HintPolicy::Refuse), ("warn", HintPolicy::Warn)];
+
+/// The word that stands for `value` in the file; every value has one.
+fn word_of<T: PartialEq>(value: T, words: &[(&'static str, T)]) -> &'static str {
+    words.iter().find(|(_, v)| *v == value).map_or("", |(word, _)| word)
+}
+
+/// One configured driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DriverConfig {
+    /// Image files in a pool on this node's disk.
+    Local(LocalConfig),
+    /// A type that is known, and not in this build: its endpoints answer `platform_unavailable` by name.
+    Unavailable {
+        /// The type, such as `ceph`.
+        kind: String,
+    },
+}
+
+/// A driver of type `local`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalConfig {
+    /// Where the images are: `POOL/NAME/{record.json,image}`.
+    pub pool: PathBuf,
+    /// How much of the pool's filesystem is left free, whatever is asked.
+    pub reserve: Share,
+    /// How full the pool may be before that is said.
+    pub warn: Share,
+    /// How much all volumes together may be promised, as a share of the pool; `None` (`none` in the file): anything.
+    pub overcommit: Option<Share>,
+}
+
+impl LocalConfig {
+    /// What a driver of that name has when the file says nothing.
+    fn builtin(name: &str, places: &Places) -> Self {
+        let pool = places.state_dir.join("pool").join(name);
+        LocalConfig { pool, reserve: Share::percent(5), warn: Share::percent(85), overcommit: None }
+    }
+}
+
+/// One endpoint of the Docker volume plugin API: one socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DockerEndpoint {
+    /// What Docker calls the driver.
+    pub name: EndpointName,
+    /// The driver behind it; it is configured.
+    pub driver: DriverName,
+    /// What happens to hints that the driver cannot follow.
+    pub hints: HintPolicy,
+    /// What the endpoint itself says; [`Volumes::defaults`] lie below it.
+    pub defaults: PartialSpec,
+}
+
+impl Config {
+    /// What holds without any file: driver `local`, endpoint `dunnage`.
+    pub fn builtin(places: &Places) -> Config {
+        let mut config = Config {
+            source: None,
+            admin: Admin { group: "root".into() },
+            volumes: Volumes {
+                path: places.state_dir.join("volumes"),
+                preempt: Preempt::default(),
+                create: CreatePolicy::default(),
+                hints: HintPolicy::default(),
+                private_namespace: false,
+                defaults: PartialSpec { size: Some(Bytes::gib(16)), fs: Some(FsKind::Ext4), ..PartialSpec::default() },
+            },
+            drivers: BTreeMap::new(),
+            docker: Vec::new(),
+            not_served: Vec::new(),
+            as_written: BTreeMap::new(),
+        };
+        // Both are valid names; the types have no way to be made without a check.
+        if let (Ok(local), Ok(dunnage)) = ("local".parse::<DriverName>(), "dunnage".parse::<EndpointName>()) {
+            config.drivers.insert(local.clone(), DriverConfig::Local(LocalConfig::builtin("local", places)));
+            config.docker.push(DockerEndpoint {
+                name: dunnage,
+                driver: local,
+                hints: HintPolicy::default(),
+                defaults: PartialSpec::default(),
+            });
+        }
+        config
+    }
+
+    /// Reads the file that `places` names, or [`DEFAULT_FILE`] if that exists, or takes [`Config::builtin`].
+    ///
+    /// Errors: `not_found` when the named file is missing; `invalid_argument` with the first wrong key, and all that is
+    /// wrong in the text, when the file is not good; what the system said when it cannot be read.
+    pub fn load(places: &Places) -> Result<Config> {
+        Self::load_or(places, Path::new(DEFAULT_FILE))
+    }
+
+    /// [`Config::load`] with another default file, so that a test need not touch `/etc`.
+    fn load_or(places: &Places, default: &Path) -> Result<Config> {
+        for (flag, dir) in [("state-dir", &places.state_dir), ("run-dir", &places.run_dir), ("plugin-dir", &places.plugin_dir)] {
+            if !dir.is_absolute() {
+                let next = format!("give --{flag} a path that begins with '/'");
+                return Err(Error::invalid(flag, format!("{} is not an absolute path", dir.display()), next));
+            }
+        }
+        let file = match &places.config {
+            Some(file) => file,
+            // A link that leads nowhere is somebody's mistake, not the absence of a configuration.
+            None if std::fs::symlink_metadata(default).is_err_and(|e| e.kind() == ErrorKind::NotFound) => {
+                return Ok(Self::builtin(places));
+            }
+            None => default,
+        };
+        let bytes = read_file(file)?;
+        let mut config = build::from_bytes(&bytes, file, places)?;
+        config.source = Some(file.to_owned());
+        Ok(config)
+    }
+}
+
+/// Reads a file of at most [`MAX_FILE`] bytes; a pipe will do too.
+fn read_file(file: &Path) -> Result<Vec<u8>> {
+    let shown = file.display();
+    let mut bytes = Vec::new();
+    let read = std::fs::File::open(file).and_then(|open| open.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes));
+    match read {
+        Ok(_) if bytes.len() > MAX_FILE => Err(Error::invalid(
+            "config",
+            format!("{shown} has more than {MAX_FILE} bytes, and is hardly a configuration"),
+            "look at what --config or DUNNAGE_CONFIG names",
+        )),
+        Ok(_) => Ok(bytes),
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::not_found(
+            format!("there is no configuration file {shown}"),
+            "name one that exists with --config or DUNNAGE_CONFIG, or name none to run with the defaults",
+        )),
+        Err(error) if error.kind() == ErrorKind::IsADirectory => {
+            Err(Error::invalid("config", format!("{shown} is a folder"), format!("name a file, such as {shown}/config.yml")))
+        }
+        Err(error) => Err(Error::os(format!("cannot read the configuration file {shown}"), &error)),
+    }
+}

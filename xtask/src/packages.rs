@@ -1,0 +1,217 @@
+//! The Debian/Ubuntu packages that the tests need: which are missing, what each is for, and putting them in.
+//!
+//! Nothing is removed and no service is started: the packages go in under a temporary `policy-rc.d` that says no to
+//! every start, and apt is told to fail sooner than remove something.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::Command;
+
+use crate::shell::{self, Context, Error, Result, Rights};
+
+struct Package {
+    name: &'static str,
+    /// The tiers that have tests which need it.
+    tiers: &'static [u8],
+    here_if: Here,
+    why: &'static str,
+}
+
+/// How one sees that a package's use is here, by whatever way it came.
+enum Here {
+    Command(&'static str),
+    /// A command that runs in an empty container, too. `conflicts` would be removed by installing it.
+    StaticCommand {
+        command: &'static str,
+        conflicts: &'static str,
+    },
+    File(&'static str),
+}
+
+const PACKAGES: &[Package] = &[
+    Package { name: "e2fsprogs", tiers: &[2, 3, 4], here_if: Here::Command("mkfs.ext4"), why: "makes, checks and grows ext4" },
+    Package { name: "util-linux", tiers: &[2, 3, 4], here_if: Here::Command("unshare"), why: "namespaces for the tests, blkid" },
+    Package { name: "mount", tiers: &[2, 3, 4], here_if: Here::Command("losetup"), why: "mount, umount and losetup" },
+    Package { name: "procps", tiers: &[2, 3, 4], here_if: Here::Command("ps"), why: "looks at the daemons that the tests start" },
+    Package { name: "iproute2", tiers: &[2, 3, 4], here_if: Here::Command("ip"), why: "networks between nodes" },
+    Package { name: "bash", tiers: &[2, 3], here_if: Here::Command("bash"), why: "runs the completion script" },
+    Package {
+        name: "bash-completion",
+        tiers: &[2, 3],
+        here_if: Here::File("/usr/share/bash-completion/bash_completion"),
+        why: "loads the completion script as a user's shell does",
+    },
+    // Not `man`: minimized Ubuntu images have a stub of that name.
+    Package { name: "man-db", tiers: &[2, 3], here_if: Here::Command("mandb"), why: "renders the manual pages" },
+    Package {
+        name: "systemd",
+        tiers: &[2, 3],
+        here_if: Here::Command("systemd-analyze"),
+        why: "systemd-analyze verifies the unit files; systemd itself is not started",
+    },
+    Package { name: "docker.io", tiers: &[3], here_if: Here::Command("dockerd"), why: "an engine that the tests start by themselves" },
+    Package {
+        name: "busybox-static",
+        tiers: &[3],
+        here_if: Here::StaticCommand { command: "busybox", conflicts: "busybox" },
+        why: "the image that test containers run",
+    },
+];
+
+/// Whether the person who started us has agreed beforehand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Consent {
+    /// Ask on the terminal.
+    Ask,
+    Given,
+    /// Install nothing, go on with what is there.
+    Refused,
+}
+
+/// Sees to it that the packages for these tiers are here, as far as the person and the machine allow.
+///
+/// # Errors
+/// When something is missing and nobody can be asked, or when apt fails.
+pub fn provide(tiers: &[u8], consent: Consent) -> Result<()> {
+    let (missing, in_the_way): (Vec<_>, Vec<_>) = missing(tiers).into_iter().partition(|package| conflict(package).is_none());
+    for package in in_the_way {
+        let other = conflict(package).unwrap_or_default();
+        println!("{} is missing ({}), and stays so: installing it would remove {other}.", package.name, package.why);
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("The tests need packages that are not here:");
+    for package in &missing {
+        println!("  {:16} {}", package.name, package.why);
+    }
+    let go_on = || println!("Going on with what is there; tests that need them will be skipped and say so.\n");
+    if consent == Consent::Refused {
+        go_on();
+        return Ok(());
+    }
+    if !is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default()) || shell::find("apt-get").is_none() {
+        println!("This is neither Debian nor Ubuntu: please install what these packages hold by your system's own means.");
+        go_on();
+        return Ok(());
+    }
+    let names: Vec<_> = missing.iter().map(|package| package.name).collect();
+    let line = format!("apt-get install -y --no-install-recommends --no-remove {}", names.join(" "));
+    let rights = Rights::here();
+    if rights == Rights::None {
+        return Err(Error::new(format!(
+            "installing needs root and there is no sudo that works; as root, run\n    {line}\nor use --no-install"
+        )));
+    }
+    if consent == Consent::Ask {
+        if !shell::on_a_terminal() {
+            return Err(Error::new(format!("nobody to ask here; run\n    {line}\nor use --yes or --no-install")));
+        }
+        if !ask("Install them now, starting no service and removing nothing? [y/N] ")? {
+            go_on();
+            return Ok(());
+        }
+    }
+    install(rights, &names)
+}
+
+fn missing(tiers: &[u8]) -> Vec<&'static Package> {
+    PACKAGES.iter().filter(|package| package.tiers.iter().any(|tier| tiers.contains(tier)) && !is_here(package)).collect()
+}
+
+fn is_here(package: &Package) -> bool {
+    match package.here_if {
+        Here::Command(command) => shell::find(command).is_some(),
+        Here::File(file) => Path::new(file).exists(),
+        // ldd fails on what has no dynamic section.
+        Here::StaticCommand { command, .. } => shell::find(command).is_some_and(|path| !shell::succeeds(Command::new("ldd").arg(path))),
+    }
+}
+
+/// The package that would have to go for this one.
+fn conflict(package: &Package) -> Option<&'static str> {
+    let Here::StaticCommand { conflicts, .. } = package.here_if else { return None };
+    let status = shell::output(Command::new("dpkg-query").args(["-W", "-f=${Status}", conflicts])).ok()?;
+    (status == "install ok installed").then_some(conflicts)
+}
+
+/// Whether an os-release file is that of Debian, Ubuntu or a child of theirs.
+fn is_debian(os_release: &str) -> bool {
+    let value = |line: &str| line.split_once('=').map(|(key, value)| (key.to_owned(), value.trim_matches(['"', '\'']).to_owned()));
+    os_release
+        .lines()
+        .filter_map(value)
+        .any(|(key, value)| matches!(key.as_str(), "ID" | "ID_LIKE") && value.split(' ').any(|id| matches!(id, "debian" | "ubuntu")))
+}
+
+fn ask(question: &str) -> Result<bool> {
+    print!("{question}");
+    io::stdout().flush().context("cannot ask")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("cannot read the answer")?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes" | "Yes"))
+}
+
+/// Installs `"$@"` as root. A script and not Rust because its traps put policy-rc.d back on Ctrl-C, too, and because
+/// one sudo then does all. What a killed run left is found by its name or its mark and put right first. A failed
+/// `apt-get update` is not the end: the lists may be good enough.
+const INSTALL: &str = r#"
+set -eu
+policy=/usr/sbin/policy-rc.d
+kept=/usr/sbin/policy-rc.d.kept-by-dunnage-tests
+mark='# by the Dunnage tests, for the time of one installation'
+restore() {
+    if [ -e "$kept" ] || [ -L "$kept" ]; then mv -f "$kept" "$policy"
+    elif grep -qsxF "$mark" "$policy"; then rm -f "$policy"
+    fi
+}
+restore
+trap restore EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+if [ -e "$policy" ] || [ -L "$policy" ]; then mv "$policy" "$kept"; fi
+printf '#!/bin/sh\n%s\nexit 101\n' "$mark" > "$policy"
+chmod 755 "$policy"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update || echo 'apt-get update failed; trying with the lists that are here' >&2
+apt-get install -y --no-install-recommends --no-remove "$@"
+"#;
+
+fn install(rights: Rights, names: &[&str]) -> Result<()> {
+    println!("Installing {} ...", names.join(", "));
+    let status = rights.command("sh").args(["-c", INSTALL, "sh"]).args(names).status().context("cannot run apt-get")?;
+    if !status.success() {
+        return Err(Error::new(format!("the packages could not be installed ({status}); --no-install goes on without them")));
+    }
+    println!();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debian_ubuntu_and_their_children_are_known_and_others_are_not() {
+        assert!(is_debian("PRETTY_NAME=\"Debian GNU/Linux 12\"\nID=debian\n"));
+        assert!(is_debian("ID=ubuntu\nID_LIKE=debian\n"));
+        assert!(is_debian("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"));
+        assert!(!is_debian("ID=fedora\nPRETTY_NAME=\"not debian\"\n"));
+        assert!(!is_debian(""));
+    }
+
+    #[test]
+    fn the_tiers_without_special_rights_need_no_package() {
+        assert!(PACKAGES.iter().all(|package| !package.tiers.contains(&0) && !package.tiers.contains(&1)));
+    }
+
+    #[test]
+    fn a_package_is_listed_once_and_says_what_it_is_for() {
+        let mut names: Vec<_> = PACKAGES.iter().map(|package| package.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), PACKAGES.len());
+        assert!(PACKAGES.iter().all(|package| !package.why.is_empty()));
+    }
+}
