@@ -1,1 +1,45 @@
-fn main() {}
+//! One binary per node: the daemon, its helpers and the command line. The name it is called by picks the face.
+#![allow(clippy::print_stdout)] // this is the command line
+
+mod cli;
+mod client;
+mod config;
+mod control;
+mod crash;
+mod daemon;
+mod demo;
+mod install;
+mod instance;
+mod logging;
+mod output;
+
+use std::process::ExitCode;
+
+use dunnage_host::helpers::{HELPER_NAME, Registry, helper_main};
+
+/// What helper processes can do.
+fn registry() -> Registry {
+    dunnage_driver_local::tasks(dunnage_host::linux::tasks(Registry::default()))
+}
+
+fn main() -> ExitCode {
+    let name = std::env::args_os().next().unwrap_or_default();
+    if name == HELPER_NAME {
+        return match helper_main(&registry()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("{HELPER_NAME}: {e}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    // Written to by a pipe that is closed (`dunnage volume ls | head`): end, as every other tool does.
+    let outcome = cli::run();
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("dunnage: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}

@@ -331,7 +331,7 @@ impl Engine {
                 let outcome = carry::run(&engine, &volume, &lane, &running).await;
                 // Done before anybody hears of it, so that nobody joins what is over.
                 lock(&lane.state).jobs.retain(|job| !Arc::ptr_eq(job, &running));
-                running.finish(outcome.map_err(|e| e.of(&volume.name).during(&running.operation)));
+                running.finish(outcome.map_err(|e| e.of(&volume.name).on(engine.node()).during(&running.operation)));
             }
             .instrument(span),
         );

@@ -7,7 +7,8 @@
 use dunnage_driver::Attached;
 use dunnage_host::{Detached, DeviceNumber, KnownFs, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
-    CreateAction, EndpointName, Error, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, VolumeInfo, VolumeSpec, VolumeState,
+    CreateAction, EndpointName, Error, HERE, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, VolumeInfo, VolumeSpec,
+    VolumeState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -285,7 +286,7 @@ fn stage(f: &Facts) -> Step {
         return if there.device != attached.number {
             Step::Refuse(Error::in_use(
                 vec![format!("device {}", there.device)],
-                "this node",
+                HERE,
                 "another device is mounted where it belongs",
                 "find out what mounted it, and unmount it",
             ))
@@ -353,14 +354,14 @@ fn unstage(f: &Facts) -> Step {
         if volume.as_ref().is_none_or(|info| info.state == VolumeState::Damaged) {
             return Step::Refuse(last_copy(there.device));
         }
-        if f.staged.is_none_or(|staged| staged.device != there.device) {
+        if f.unmounted.is_none() && f.staged.is_none_or(|staged| staged.device != there.device) {
             // Not known to the ledger: only what is proven to be this volume's device is ours to unmount.
             match &f.attached {
                 None => return Step::Attach,
                 Some(attached) if attached.number != there.device => {
                     return Step::Refuse(Error::in_use(
                         vec![format!("device {}", there.device)],
-                        "this node",
+                        HERE,
                         "another device is mounted where it belongs",
                         "find out what mounted it, and unmount it",
                     ));
@@ -411,7 +412,7 @@ fn remove(f: &Facts) -> Step {
     let Some(at) = f.at else { return Step::LookAtMount };
     if f.holders > 0 || at.is_some() {
         let detail = "it is mounted on this node";
-        return Step::Refuse(Error::in_use(Vec::new(), "this node", detail, "end what uses it, then remove it"));
+        return Step::Refuse(Error::in_use(Vec::new(), HERE, detail, "end what uses it, then remove it"));
     }
     match &f.volume {
         None => Step::Inspect,
@@ -466,7 +467,7 @@ fn last_copy(device: DeviceNumber) -> Error {
 fn busy(users: &[Process]) -> Error {
     let who: Vec<String> = users.iter().filter(|user| !user.namespace_only).map(ToString::to_string).collect();
     let detail = if who.is_empty() { "something on this node uses it, and cannot be found" } else { "processes on this node use it" };
-    Error::in_use(who, "this node", detail, "end them; it is unmounted as soon as they have gone")
+    Error::in_use(who, HERE, detail, "end them; it is unmounted as soon as they have gone")
 }
 
 #[cfg(test)]

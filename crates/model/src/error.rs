@@ -54,6 +54,9 @@ pub enum Kind {
     Internal,
 }
 
+/// What stands for the node in an error of who does not know its name; [`Error::on`] fills it in.
+pub const HERE: &str = "this node";
+
 impl Kind {
     /// The word of the taxonomy.
     pub fn word(&self) -> &'static str {
@@ -170,6 +173,16 @@ impl Error {
     /// The same error, about this volume, unless it names one already.
     pub fn of(mut self, name: &VolumeName) -> Self {
         self.volume.get_or_insert_with(|| name.clone());
+        self
+    }
+
+    /// The same error, with this node's name where it only says "this node".
+    pub fn on(mut self, name: impl fmt::Display) -> Self {
+        if let Kind::InUse { node, .. } = &mut self.kind
+            && node == HERE
+        {
+            *node = name.to_string();
+        }
         self
     }
 

@@ -15,7 +15,7 @@ mod volume;
 
 pub use access::{Access, PublishMode};
 pub use actions::{CreateAction, MountAction, ReleaseAction, RemoveAction, UnmountAction};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, HERE, Kind, Result};
 pub use holder::{Caller, CallerKind, Holder, HolderKey};
 pub use ids::{BootId, DriverName, EndpointName, NodeId, OperationId, VolumeId, VolumeName};
 pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options};

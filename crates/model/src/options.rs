@@ -138,7 +138,7 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
                 Some(word) => format!("did you mean {word:?}?"),
                 None => "known are size, fs, uid, gid, mode, thick, ro and labels".to_owned(),
             };
-            return Err(Error::invalid(written, format!("option {written:?} is unknown"), next));
+            return Err(Error::invalid(short(written), format!("option {:?} is unknown", short(written)), next));
         };
         if known.name != "labels"
             && let Some(before) = seen.insert(known.name, value)
@@ -146,7 +146,7 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
         {
             return Err(Error::invalid(
                 written,
-                format!("option {:?} is given twice, as {before:?} and {value:?}", known.name),
+                format!("option {:?} is given twice, as {:?} and {:?}", known.name, shown(known, before), shown(known, value)),
                 "give it once",
             ));
         }
@@ -157,7 +157,7 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
             Guarantee(_) => {
                 return Err(Error::invalid(
                     written,
-                    format!("driver {driver} cannot give {written}={value}"),
+                    format!("driver {driver} cannot give {written}={}", shown(known, value)),
                     "leave it out, or use a driver that can ('dunnage driver ls')",
                 ));
             }
@@ -166,7 +166,7 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
                 HintPolicy::Refuse => {
                     return Err(Error::invalid(
                         written,
-                        format!("driver {driver} has no use for the hint {written}={value}"),
+                        format!("driver {driver} has no use for the hint {written}={}", shown(known, value)),
                         "leave it out, or set 'hints: warn' in the configuration to have it named and passed over",
                     ));
                 }
@@ -174,6 +174,22 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
         }
     }
     Ok(parsed)
+}
+
+/// A value as it may stand in a message: short, and never a secret.
+fn shown(key: &KnownKey, value: &str) -> String {
+    if key.name == "encryptionKey" {
+        return "***".to_owned();
+    }
+    short(value)
+}
+
+/// At most forty characters of a text.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
 }
 
 fn act(spec: &mut PartialSpec, key: &str, value: &str) -> Result<()> {
@@ -257,6 +273,12 @@ mod tests {
         assert!(parse(&[("repl", "1"), ("shared", "false"), ("secure", "off"), ("sticky", "off")]).is_ok());
         let message = parse(&[("repl", "3")]).expect_err("one copy only").to_string();
         assert!(message.starts_with("invalid_argument{repl}"), "{message}");
+    }
+
+    #[test]
+    fn a_secret_never_stands_in_a_message() {
+        let message = parse(&[("passphrase", "hunter2")]).expect_err("no encryption here").to_string();
+        assert!(message.contains("passphrase") && !message.contains("hunter2"), "{message}");
     }
 
     #[test]

@@ -4,6 +4,9 @@
 ///
 /// Letter case does not count; two edits in a short word and three in a long one are still a slip.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > 64 {
+        return None; // no slip of a hand, and slow to compare
+    }
     let word = word.to_lowercase();
     let reach = if word.len() <= 4 { 1 } else { 1 + word.len() / 4 };
     candidates

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use dunnage_driver::{Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach};
 use dunnage_host::helpers::{Registry, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest};
-use dunnage_model::{DriverName, Error, Kind, RemoveAction, Result, VolumeInfo, VolumeName, VolumeState};
+use dunnage_model::{DriverName, Error, HERE, Kind, RemoveAction, Result, VolumeInfo, VolumeName, VolumeState};
 use uuid::Uuid;
 
 pub use pool::{IMAGE, Limits};
@@ -41,10 +41,14 @@ pub struct Local {
 }
 
 impl Local {
-    /// Opens the pool, making its folder if need be. A pool on a filesystem of another machine, or on FUSE, is refused.
-    pub async fn open(name: DriverName, pool: PathBuf, limits: Limits, host: Host) -> Result<Self> {
-        run(&*host.runner, &pool::Open { pool: pool.clone() }).await?;
-        Ok(Local { name, pool, limits, host })
+    /// A driver on a pool that need not be there yet.
+    pub fn new(name: DriverName, pool: PathBuf, limits: Limits, host: Host) -> Self {
+        Local { name, pool, limits, host }
+    }
+
+    /// Makes the pool's folder if need be, and refuses one on a filesystem of another machine, or on FUSE.
+    pub async fn open(&self) -> Result<()> {
+        self.run(pool::Open { pool: self.pool.clone() }).await
     }
 
     async fn run<T: Task>(&self, task: T) -> Result<T::Output> {
@@ -107,7 +111,7 @@ impl Driver for Local {
             // Not the one that the caller knows of: somebody else attached the image.
             return Err(Error::in_use(
                 vec![attached.path.display().to_string()],
-                "this node",
+                HERE,
                 "its image is attached to a loop device that is not ours",
                 "look at 'losetup -a'",
             )
@@ -157,7 +161,7 @@ impl Provision for Local {
         if let Some(attached) = self.loop_of(name).await? {
             let users = self.host.mounts.users(attached.number).await?;
             let who = users.iter().map(ToString::to_string).chain([attached.path.display().to_string()]).collect();
-            let kind = Kind::InUse { holders: who, node: "this node".to_owned() };
+            let kind = Kind::InUse { holders: who, node: HERE.to_owned() };
             return Err(Error::new(kind, "its image is attached still", "end what uses it, then try again").of(name));
         }
         self.run(pool::Remove { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))

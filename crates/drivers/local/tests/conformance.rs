@@ -11,7 +11,9 @@ const LIMITS: Limits = Limits { reserve_permille: 0, warn_permille: 1000, overco
 
 async fn local(pool: &std::path::Path, limits: Limits) -> (Local, dunnage_host::Host) {
     let host = FakeHost::default().host(tasks(Registry::default()));
-    (Local::open("local".parse().expect("name"), pool.to_owned(), limits, host.clone()).await.expect("open"), host)
+    let driver = Local::new("local".parse().expect("name"), pool.to_owned(), limits, host.clone());
+    driver.open().await.expect("open");
+    (driver, host)
 }
 
 fn new_volume(name: &str, spec: PartialSpec) -> NewVolume {

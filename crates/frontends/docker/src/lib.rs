@@ -1,1 +1,243 @@
+//! The Docker volume plugin API v1.2: one socket, one driver name, for dockerd, Podman, dvdcli and whoever speaks it.
+//!
+//! Requests become the engine's verbs and their outcomes become answers; nothing is decided here. A mount's answer is
+//! watched until its caller has read it: only then does the caller hold the volume.
 
+mod wire;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, State};
+use axum::http::Request;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use dunnage_driver::Reach;
+use dunnage_engine::{Call, CreateRequest, Engine, VolumeView};
+use dunnage_frontend_unix::{Connection, read_json};
+use dunnage_model::{
+    Caller, CallerKind, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId,
+    parse_options,
+};
+
+use wire::{Answer, CreateBody, MountBody, NameBody, VolumeAnswer};
+
+/// dockerd waits two minutes for a Create or a Mount; it is answered before it gives up.
+const LONG: Duration = Duration::from_secs(110);
+/// dockerd waits one minute for the rest.
+const SHORT: Duration = Duration::from_secs(55);
+
+/// One endpoint: what a scheduler sees under one driver name.
+#[derive(Debug, Clone)]
+pub struct Endpoint {
+    /// Its name: that of the socket.
+    pub name: EndpointName,
+    /// The driver behind it.
+    pub driver: DriverName,
+    /// What happens to hints.
+    pub hints: HintPolicy,
+    /// What its volumes are where the caller does not say.
+    pub defaults: PartialSpec,
+    /// Create makes volumes; false where only the command line does.
+    pub creates: bool,
+}
+
+struct Frontend {
+    engine: Engine,
+    endpoint: Endpoint,
+}
+
+/// The endpoint's API.
+pub fn router(engine: Engine, endpoint: Endpoint) -> Router {
+    let frontend = Arc::new(Frontend { engine, endpoint });
+    Router::new()
+        .route("/Plugin.Activate", post(|| async { Answer::Activate.into_response() }))
+        .route("/VolumeDriver.Capabilities", post(capabilities))
+        .route("/VolumeDriver.Create", post(create))
+        .route("/VolumeDriver.Remove", post(remove))
+        .route("/VolumeDriver.Mount", post(mount))
+        .route("/VolumeDriver.Unmount", post(unmount))
+        .route("/VolumeDriver.Path", post(path))
+        .route("/VolumeDriver.Get", post(get))
+        .route("/VolumeDriver.List", post(list))
+        .fallback(unknown)
+        .with_state(frontend)
+}
+
+async fn unknown(request: Request<Body>) -> Response {
+    let detail = format!("there is no call {} {}", request.method(), request.uri().path());
+    Answer::Failed(Error::not_found(detail, "the calls are those of Docker's volume plugin API v1.2")).into_response()
+}
+
+fn answer(outcome: Result<Answer>) -> Response {
+    outcome.unwrap_or_else(Answer::Failed).into_response()
+}
+
+impl Frontend {
+    fn call(&self, what: &str, name: &str, patience: Duration) -> Call {
+        let operation = self.engine.operation();
+        tracing::info!(%operation, endpoint = %self.endpoint.name, call = what, volume = name, "asked");
+        Call { operation, patience }
+    }
+
+    fn volume(&self, name: &str) -> Result<VolumeId> {
+        Ok(VolumeId { driver: self.endpoint.driver.clone(), name: name.parse()? })
+    }
+
+    /// The volume, if it is this endpoint's to show. One of another endpoint is not found here, and the answer says
+    /// where it is.
+    async fn owned(&self, volume: &VolumeId) -> Result<VolumeView> {
+        let view = self.engine.get(volume).await?;
+        if view.info.endpoint == self.endpoint.name {
+            return Ok(view);
+        }
+        let detail = format!("there is no volume of that name here; endpoint {} has one", view.info.endpoint);
+        Err(Error::not_found(detail, format!("ask endpoint {}", view.info.endpoint)).of(&volume.name))
+    }
+
+    fn holder(&self, id: Option<String>) -> Result<HolderKey> {
+        let id = id.filter(|id| !id.is_empty());
+        if id.as_ref().is_some_and(|id| id.len() > Caller::MAX_ID) {
+            let detail = format!("the ID is longer than {} bytes", Caller::MAX_ID);
+            return Err(Error::invalid("ID", detail, "send a shorter one"));
+        }
+        let kind = if id.is_some() { CallerKind::Docker } else { CallerKind::Plain };
+        Ok(HolderKey { endpoint: self.endpoint.name.clone(), caller: Caller { kind, id } })
+    }
+
+    fn show(&self, view: VolumeView) -> VolumeAnswer {
+        let mut status = BTreeMap::new();
+        let mut say = |key: &str, value: serde_json::Value| drop(status.insert(key.to_owned(), value));
+        say("driver", view.info.id.driver.as_str().into());
+        say("size", view.info.spec.size.to_string().into());
+        say("fs", view.info.spec.fs.as_str().into());
+        say("state", view.state().into());
+        say("node", self.engine.node().as_str().into());
+        say("holders", view.holders.iter().map(|holder| serde_json::Value::from(holder.to_string())).collect());
+        say("age", format!("{} s", view.age).into());
+        if let Some(why) = &view.info.why {
+            say("why", why.as_str().into());
+        }
+        if !view.info.spec.labels.is_empty() {
+            say("labels", view.info.spec.labels.iter().map(|(k, v)| (k.clone(), serde_json::Value::from(v.as_str()))).collect());
+        }
+        VolumeAnswer {
+            name: view.info.id.name.to_string(),
+            mountpoint: view.mountpoint.unwrap_or_default(),
+            created_at: format!("{:.0}", view.info.created),
+            status,
+        }
+    }
+}
+
+type Shared = State<Arc<Frontend>>;
+
+async fn capabilities(State(frontend): Shared) -> Response {
+    let scope = match frontend.engine.reach(&frontend.endpoint.driver) {
+        Reach::Node => "local",
+        Reach::Cluster => "global",
+    };
+    Answer::Scope(scope).into_response()
+}
+
+async fn create(State(frontend): Shared, request: Request<Body>) -> Response {
+    let work = async {
+        let body: CreateBody = read_json(request).await?;
+        let call = frontend.call("Create", &body.name, LONG);
+        let volume = frontend.volume(&body.name)?;
+        if !frontend.endpoint.creates {
+            // What is there already may be "created" again, as dockerd does before each use of a name.
+            return match frontend.owned(&volume).await {
+                Ok(_) => Ok(Answer::Done),
+                Err(_) => {
+                    let detail = format!("endpoint {} makes no volumes (create: explicit)", frontend.endpoint.name);
+                    let next = format!("make it with 'dunnage volume create {}'", volume.name);
+                    Err(Error::new(dunnage_model::Kind::Permission, detail, next).of(&volume.name))
+                }
+            };
+        }
+        let options = body.opts.unwrap_or_default();
+        let pairs: Vec<(&str, &str)> = options.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap_or(""))).collect();
+        let parsed = parse_options(pairs, frontend.endpoint.hints, frontend.endpoint.driver.as_str()).map_err(|e| e.of(&volume.name))?;
+        for Hint { key, value } in &parsed.unheeded {
+            tracing::warn!(operation = %call.operation, volume = %volume, "the hint {key}={value} is not followed");
+        }
+        let (endpoint, defaults) = (frontend.endpoint.name.clone(), frontend.endpoint.defaults.clone());
+        let request = CreateRequest { volume, endpoint, asked: parsed.spec, defaults };
+        frontend.engine.create(&call, request).await.map(|_| Answer::Done)
+    };
+    answer(work.await)
+}
+
+async fn remove(State(frontend): Shared, request: Request<Body>) -> Response {
+    let work = async {
+        let body: NameBody = read_json(request).await?;
+        let call = frontend.call("Remove", &body.name, SHORT);
+        let volume = frontend.volume(&body.name)?;
+        frontend.owned(&volume).await?;
+        match frontend.engine.remove(&call, &volume).await? {
+            RemoveAction::Removed => Ok(Answer::Done),
+            RemoveAction::NotThere => Err(Error::no_volume(&volume.name)),
+        }
+    };
+    answer(work.await)
+}
+
+async fn mount(State(frontend): Shared, ConnectInfo(connection): ConnectInfo<Connection>, request: Request<Body>) -> Response {
+    let work = async {
+        let body: MountBody = read_json(request).await?;
+        let call = frontend.call("Mount", &body.name, LONG);
+        let volume = frontend.volume(&body.name)?;
+        let holder = frontend.holder(body.id)?;
+        frontend.owned(&volume).await?;
+        let mounted = frontend.engine.mount(&call, &volume, holder).await?;
+        let claim = mounted.claim;
+        connection.when_read(move || claim.delivered());
+        Ok(Answer::Mountpoint(mounted.path.display().to_string()))
+    };
+    answer(work.await)
+}
+
+async fn unmount(State(frontend): Shared, request: Request<Body>) -> Response {
+    let work = async {
+        let body: MountBody = read_json(request).await?;
+        let call = frontend.call("Unmount", &body.name, SHORT);
+        let volume = frontend.volume(&body.name)?;
+        let holder = frontend.holder(body.id)?;
+        let done = frontend.engine.unmount(&call, &volume, &holder).await?;
+        if !done.lingering.is_empty() {
+            tracing::warn!(operation = %call.operation, volume = %volume, "unmounted; a copy of the mount lives on in {}", done.lingering.join(", "));
+        }
+        Ok(Answer::Done)
+    };
+    answer(work.await)
+}
+
+async fn path(State(frontend): Shared, request: Request<Body>) -> Response {
+    let work = async {
+        let body: NameBody = read_json(request).await?;
+        let view = frontend.owned(&frontend.volume(&body.name)?).await?;
+        Ok(Answer::Mountpoint(view.mountpoint.unwrap_or_default()))
+    };
+    answer(work.await)
+}
+
+async fn get(State(frontend): Shared, request: Request<Body>) -> Response {
+    let work = async {
+        let body: NameBody = read_json(request).await?;
+        let view = frontend.owned(&frontend.volume(&body.name)?).await?;
+        Ok(Answer::Volume(Box::new(frontend.show(view))))
+    };
+    answer(work.await)
+}
+
+async fn list(State(frontend): Shared) -> Response {
+    let work = async {
+        let views = frontend.engine.list(&frontend.endpoint.driver, Some(&frontend.endpoint.name)).await?;
+        Ok(Answer::Volumes(views.into_iter().map(|view| frontend.show(view)).collect()))
+    };
+    answer(work.await)
+}

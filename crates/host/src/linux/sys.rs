@@ -51,6 +51,14 @@ pub fn free_of_others(file: &File) -> io::Result<Option<bool>> {
     }
 }
 
+/// How many of the bytes written to a unix socket its peer has not read yet (SIOCOUTQ, unix(7)).
+pub fn unread_by_peer(socket: impl AsFd) -> io::Result<u32> {
+    let mut unread: c_int = 0;
+    // SAFETY: 0x5411 (SIOCOUTQ) writes one int, which is what the updater points to.
+    unsafe { rustix::ioctl::ioctl(socket, rustix::ioctl::Updater::<0x5411, c_int>::new(&mut unread)) }?;
+    Ok(u32::try_from(unread).unwrap_or(0))
+}
+
 /// A detached copy of the mount at `root` that can be written through, while the one at `root` cannot.
 ///
 /// Our folder of mounts is a tmpfs mounted read only; this is the only way to make a folder on it.

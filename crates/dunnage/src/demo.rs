@@ -1,0 +1,4 @@
+use dunnage_model::Result;
+pub fn run() -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Installing this binary on a machine, offline, and taking it away again.
+//!
+//! Everything is made from the binary itself: units, completions and manual pages. Beneath `--root` nothing of the
+//! running machine is touched, as packages want it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use clap_complete::Shell;
+use dunnage_model::{Error, HERE, Result};
+
+use crate::cli::{InstallArgs, command};
+use crate::config::Places;
+use crate::{daemon, instance};
+
+/// The service. Mounts must reach everybody, so it has nothing that gives it a mount namespace of its own; what carries a
+/// mount or a device outlives it, so only its main process is killed, and its run directory is not systemd's to remove.
+pub const SERVICE: &str = "\
+[Unit]
+Description=Dunnage: persistent volumes for containers
+Documentation=man:dunnage(1)
+After=local-fs.target
+Before=docker.service podman.service nomad.service kubelet.service mesos-slave.service
+
+[Service]
+Type=notify
+ExecStart=@BINARY@ start --foreground
+ExecReload=/bin/kill -HUP $MAINPID
+KillMode=process
+Restart=on-failure
+RestartSec=1
+WatchdogSec=60
+TimeoutStartSec=90
+LimitNOFILE=65536
+OOMScoreAdjust=-900
+
+[Install]
+WantedBy=multi-user.target
+Also=dunnage-shutdown.service
+";
+
+/// The end of a machine's day: stopped after the containers and before the daemon and the network.
+pub const SHUTDOWN: &str = "\
+[Unit]
+Description=Let go of all Dunnage volumes when the machine shuts down
+Documentation=man:dunnage(1)
+After=dunnage.service network.target remote-fs.target
+Requires=dunnage.service
+Before=docker.service podman.service nomad.service kubelet.service mesos-slave.service
+DefaultDependencies=yes
+RefuseManualStop=yes
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/true
+ExecStop=/bin/sh -c 'systemctl is-system-running | grep -q stopping || exit 0; exec @BINARY@ stop --release'
+TimeoutStopSec=120
+
+[Install]
+WantedBy=multi-user.target
+";
+
+struct Plan {
+    root: PathBuf,
+    binary: PathBuf,
+    man: PathBuf,
+    bash: PathBuf,
+    zsh: PathBuf,
+    fish: PathBuf,
+    units: PathBuf,
+}
+
+impl Plan {
+    fn new(args: &InstallArgs) -> Result<Plan> {
+        for (name, path) in [("root", &args.root), ("prefix", &args.prefix)] {
+            if !path.is_absolute() {
+                return Err(Error::invalid(name, format!("--{name} {} is not an absolute path", path.display()), "begin it with /"));
+            }
+        }
+        let prefix = &args.prefix;
+        Ok(Plan {
+            root: args.root.clone(),
+            binary: prefix.join("bin/dunnage"),
+            man: prefix.join("share/man/man1"),
+            bash: prefix.join("share/bash-completion/completions/dunnage"),
+            zsh: prefix.join("share/zsh/site-functions/_dunnage"),
+            fish: prefix.join("share/fish/vendor_completions.d/dunnage.fish"),
+            units: PathBuf::from("/etc/systemd/system"),
+        })
+    }
+
+    /// A path on the machine, beneath the root that is installed to.
+    fn at(&self, path: &Path) -> PathBuf {
+        self.root.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    fn unit(&self, text: &str) -> String {
+        text.replace("@BINARY@", &self.binary.display().to_string())
+    }
+
+    /// Every file but the binary, with what is in it.
+    fn files(&self) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+        let mut files = vec![
+            (self.units.join("dunnage.service"), self.unit(SERVICE).into_bytes()),
+            (self.units.join("dunnage-shutdown.service"), self.unit(SHUTDOWN).into_bytes()),
+            (self.bash.clone(), completion(Shell::Bash).into_bytes()),
+            (self.zsh.clone(), completion(Shell::Zsh).into_bytes()),
+            (self.fish.clone(), completion(Shell::Fish).into_bytes()),
+        ];
+        for (name, page) in manual()? {
+            files.push((self.man.join(name), page));
+        }
+        Ok(files)
+    }
+}
+
+/// The manual pages: one for the whole, and one for each command.
+fn manual() -> Result<Vec<(String, Vec<u8>)>> {
+    fn pages(command: &clap::Command, name: &str, into: &mut Vec<(String, Vec<u8>)>) -> std::io::Result<()> {
+        let mut page = Vec::new();
+        clap_mangen::Man::new(command.clone().name(name.to_owned()).display_name(name.to_owned())).render(&mut page)?;
+        into.push((format!("{name}.1"), page));
+        for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            pages(sub, &format!("{name}-{}", sub.get_name()), into)?;
+        }
+        Ok(())
+    }
+    let mut all = Vec::new();
+    let mut root = command();
+    root.build();
+    pages(&root, "dunnage", &mut all).map_err(|e| Error::os("cannot make the manual pages", &e))?;
+    Ok(all)
+}
+
+/// A shell's completion script.
+pub fn completion(shell: Shell) -> String {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "dunnage", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
+}
+
+fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let failed = |e: std::io::Error| Error::os(format_args!("cannot install {}", path.display()), &e);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    // Beside it and moved into place: the binary may be running.
+    let fresh = path.with_extension("dunnage-new");
+    fs::write(&fresh, content).map_err(failed)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(mode)).map_err(failed)?;
+    fs::rename(&fresh, path).map_err(failed)?;
+    println!("installed {}", path.display());
+    Ok(())
+}
+
+/// `dunnage install`
+pub fn install(args: &InstallArgs) -> Result<()> {
+    if args.root == Path::new("/") && !rustix::process::geteuid().is_root() {
+        return Err(daemon::need_root("install"));
+    }
+    let plan = Plan::new(args)?;
+    let this = fs::read("/proc/self/exe").map_err(|e| Error::os("cannot read this binary", &e))?;
+    write(&plan.at(&plan.binary), &this, 0o755)?;
+    for (path, content) in plan.files()? {
+        write(&plan.at(&path), &content, 0o644)?;
+    }
+    if args.root == Path::new("/") {
+        println!("\nStart it now and at every boot:\n\n  sudo systemctl daemon-reload\n  sudo systemctl enable --now dunnage.service\n");
+    }
+    Ok(())
+}
+
+/// `dunnage uninstall`
+pub fn uninstall(args: &InstallArgs, places: &Places) -> Result<()> {
+    if args.root == Path::new("/") {
+        if !rustix::process::geteuid().is_root() {
+            return Err(daemon::need_root("uninstall"));
+        }
+        refuse_while_held(places)?;
+    }
+    let plan = Plan::new(args)?;
+    let paths = plan.files()?.into_iter().map(|(path, _)| path).chain([plan.binary.clone()]);
+    for path in paths.map(|path| plan.at(&path)) {
+        match fs::remove_file(&path) {
+            Ok(()) => println!("removed {}", path.display()),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::os(format_args!("cannot remove {}", path.display()), &e)),
+        }
+    }
+    println!("volumes and their data stay in {}", places.state_dir.display());
+    Ok(())
+}
+
+/// Volumes that are mounted need the daemon to be let go.
+fn refuse_while_held(places: &Places) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("cannot read the table of mounts", &e))?;
+    let folder = format!("{}/volumes/", places.state_dir.display());
+    let held: Vec<String> =
+        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter_map(|path| path.strip_prefix(&folder)).map(str::to_owned).collect();
+    if !held.is_empty() {
+        let next = "stop what uses them, or run 'dunnage stop --release'";
+        return Err(Error::in_use(held, HERE, "volumes are mounted", next));
+    }
+    match instance::running(&places.run_dir) {
+        Some(owner) => {
+            let who = vec![format!("pid {}", owner.pid)];
+            Err(Error::in_use(who, HERE, "the daemon runs", "stop it first: sudo systemctl disable --now dunnage.service, or dunnage stop"))
+        }
+        None => Ok(()),
+    }
+}

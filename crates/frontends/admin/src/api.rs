@@ -1,0 +1,224 @@
+//! The daemon's end of the admin socket.
+
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Path, Query, State};
+use axum::http::{HeaderMap, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use dunnage_engine::{Call, CreateRequest, Engine};
+use dunnage_frontend_unix::{Connection, read_json, status};
+use dunnage_model::{
+    Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, HolderKey, PartialSpec, Result, VolumeId, VolumeName, parse_options,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::wire::{CreateBody, Created, Mounted, PATIENCE, Released, Removed, Status, Unmounted, Volumes};
+
+/// How long a caller waits that does not say.
+const USUAL: Duration = Duration::from_secs(110);
+/// The longest that a caller may say.
+const LONGEST: Duration = Duration::from_secs(3600);
+/// What holders at the command line are listed under.
+const ENDPOINT: &str = "admin";
+
+/// What the command line may choose from, in the configuration's order.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// An endpoint.
+    pub endpoint: EndpointName,
+    /// Its driver.
+    pub driver: DriverName,
+    /// What happens to hints.
+    pub hints: HintPolicy,
+    /// Its defaults.
+    pub defaults: PartialSpec,
+}
+
+/// What the admin socket needs to know besides the engine.
+pub struct Admin {
+    /// The engine.
+    pub engine: Engine,
+    /// The endpoints.
+    pub choices: RwLock<Vec<Choice>>,
+    /// The daemon about itself.
+    pub status: Box<dyn Fn() -> Status + Send + Sync>,
+}
+
+impl Admin {
+    fn choices(&self) -> Vec<Choice> {
+        self.choices.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+}
+
+/// The API.
+pub fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/v1/status", get(|State(admin): Shared| async move { reply(Ok((admin.status)())) }))
+        .route("/v1/volumes", get(list).post(create))
+        .route("/v1/volumes/{name}", get(inspect).delete(remove))
+        .route("/v1/volumes/{name}/mount", post(mount))
+        .route("/v1/volumes/{name}/unmount", post(unmount))
+        .route("/v1/drivers", get(|State(admin): Shared| async move { reply(Ok(admin.engine.drivers().await)) }))
+        .route("/v1/release", post(release))
+        .fallback(|request: Request<Body>| async move {
+            let detail = format!("there is no call {} {}", request.method(), request.uri().path());
+            reply::<()>(Err(Error::not_found(detail, "use a command line of the daemon's version")))
+        })
+        .with_state(admin)
+}
+
+type Shared = State<Arc<Admin>>;
+
+fn reply<T: Serialize>(outcome: Result<T>) -> Response {
+    let written = |value: serde_json::Result<String>| value.unwrap_or_else(|e| format!("\"an answer that cannot be written: {e}\""));
+    let (code, body) = match outcome {
+        Ok(value) => (200, written(serde_json::to_string(&value))),
+        Err(error) => (status(&error), written(serde_json::to_string(&error))),
+    };
+    let code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (code, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+struct Which {
+    driver: Option<String>,
+}
+
+impl Admin {
+    fn call(&self, headers: &HeaderMap, what: &str, name: &str) -> Call {
+        let seconds = headers.get(PATIENCE).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<f64>().ok());
+        let patience = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).unwrap_or(USUAL).min(LONGEST);
+        let operation = self.engine.operation();
+        tracing::info!(%operation, endpoint = ENDPOINT, call = what, volume = name, "asked");
+        Call { operation, patience }
+    }
+
+    /// Which volume is meant: of the named driver, or of the only one that has the name.
+    async fn meant(&self, name: &str, which: &Which) -> Result<VolumeId> {
+        let name: VolumeName = name.parse()?;
+        if let Some(driver) = &which.driver {
+            return Ok(VolumeId { driver: driver.parse()?, name });
+        }
+        let mut found = self.engine.find(&name).await?;
+        match (found.pop(), found.pop()) {
+            (None, _) => Err(Error::no_volume(&name)),
+            (Some(volume), None) => Ok(volume),
+            (Some(a), Some(b)) => {
+                let detail = format!("drivers {} and {} both have a volume of that name", b.driver, a.driver);
+                Err(Error::invalid("driver", detail, format!("say which with --driver, for example --driver {}", b.driver)).of(&name))
+            }
+        }
+    }
+
+    /// The same, for what must work whether the volume is there or not.
+    async fn meant_or_only(&self, name: &str, which: &Which) -> Result<VolumeId> {
+        match self.meant(name, which).await {
+            Err(e) if e.word() == "not_found" => {
+                let name: VolumeName = name.parse()?;
+                let choice = self.choices().into_iter().next().ok_or(e)?;
+                Ok(VolumeId { driver: choice.driver, name })
+            }
+            other => other,
+        }
+    }
+
+    fn choose(&self, body: &CreateBody) -> Result<Choice> {
+        let choices = self.choices();
+        let fits = |c: &&Choice| {
+            body.driver.as_ref().is_none_or(|d| d == c.driver.as_str()) && body.endpoint.as_ref().is_none_or(|e| e == c.endpoint.as_str())
+        };
+        choices.iter().find(fits).cloned().ok_or_else(|| {
+            let known: Vec<String> = choices.iter().map(|c| format!("{} (driver {})", c.endpoint, c.driver)).collect();
+            let asked = body.endpoint.as_ref().or(body.driver.as_ref()).cloned().unwrap_or_default();
+            Error::not_found(format!("no endpoint fits {asked:?}"), format!("there are: {}", known.join(", ")))
+        })
+    }
+
+    fn holder(&self) -> Result<HolderKey> {
+        Ok(HolderKey { endpoint: ENDPOINT.parse()?, caller: Caller { kind: CallerKind::Cli, id: None } })
+    }
+}
+
+async fn list(State(admin): Shared, Query(which): Query<Which>) -> Response {
+    let work = async {
+        let mut all = Volumes { volumes: Vec::new(), notes: Vec::new() };
+        let asked: Option<DriverName> = which.driver.as_deref().map(str::parse).transpose()?;
+        for driver in admin.engine.drivers().await.into_iter().map(|driver| driver.name) {
+            if asked.as_ref().is_some_and(|asked| *asked != driver) {
+                continue;
+            }
+            match admin.engine.list(&driver, None).await {
+                Ok(mut volumes) => all.volumes.append(&mut volumes),
+                Err(e) => all.notes.push(e.to_string()),
+            }
+        }
+        Ok(all)
+    };
+    reply(work.await)
+}
+
+async fn inspect(State(admin): Shared, Path(name): Path<String>, Query(which): Query<Which>) -> Response {
+    let work = async { admin.engine.inspect(&admin.meant(&name, &which).await?).await };
+    reply(work.await)
+}
+
+async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>) -> Response {
+    let work = async {
+        let body: CreateBody = read_json(request).await?;
+        let call = admin.call(&headers, "create", &body.name);
+        let choice = admin.choose(&body)?;
+        let volume = VolumeId { driver: choice.driver, name: body.name.parse()? };
+        let options = body.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let parsed = parse_options(options, choice.hints, volume.driver.as_str()).map_err(|e| e.of(&volume.name))?;
+        let request = CreateRequest { volume, endpoint: choice.endpoint, asked: parsed.spec, defaults: choice.defaults };
+        let (action, volume) = admin.engine.create(&call, request).await?;
+        Ok(Created { action, volume, unheeded: parsed.unheeded })
+    };
+    reply(work.await)
+}
+
+async fn remove(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>, Query(which): Query<Which>) -> Response {
+    let work = async {
+        let call = admin.call(&headers, "remove", &name);
+        let volume = admin.meant(&name, &which).await?;
+        Ok(Removed { action: admin.engine.remove(&call, &volume).await? })
+    };
+    reply(work.await)
+}
+
+async fn mount(
+    State(admin): Shared,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+) -> Response {
+    let work = async {
+        let call = admin.call(&headers, "mount", &name);
+        let volume = admin.meant(&name, &which).await?;
+        let mounted = admin.engine.mount(&call, &volume, admin.holder()?).await?;
+        let claim = mounted.claim;
+        connection.when_read(move || claim.delivered());
+        Ok(Mounted { action: mounted.action, path: mounted.path.display().to_string() })
+    };
+    reply(work.await)
+}
+
+async fn unmount(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>, Query(which): Query<Which>) -> Response {
+    let work = async {
+        let call = admin.call(&headers, "unmount", &name);
+        let volume = admin.meant_or_only(&name, &which).await?;
+        let done = admin.engine.unmount(&call, &volume, &admin.holder()?).await?;
+        Ok(Unmounted { action: done.action, lingering: done.lingering })
+    };
+    reply(work.await)
+}
+
+async fn release(State(admin): Shared, headers: HeaderMap) -> Response {
+    let call = admin.call(&headers, "release everything", "*");
+    reply(Ok(Released { failed: admin.engine.release_all(&call).await }))
+}

@@ -1,0 +1,113 @@
+//! The words of the admin socket.
+
+use std::collections::BTreeMap;
+
+use dunnage_engine::{DriverView, Inspection, VolumeView};
+use dunnage_model::{CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
+use serde::{Deserialize, Serialize};
+
+/// Where the socket is, in the run directory.
+pub const SOCKET: &str = "admin.sock";
+/// The header that says for how many seconds the caller waits.
+pub const PATIENCE: &str = "dunnage-patience";
+
+/// The daemon about itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Its process.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Its node.
+    pub node: String,
+    /// Where its configuration came from.
+    pub config: String,
+    /// Its endpoints.
+    pub endpoints: Vec<EndpointStatus>,
+    /// What does not work, in sentences. Empty when all is well.
+    pub degraded: Vec<String>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// Its name.
+    pub name: String,
+    /// Its driver.
+    pub driver: String,
+    /// Its socket.
+    pub socket: String,
+}
+
+/// What to make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CreateBody {
+    /// Its name.
+    pub name: String,
+    /// The driver; the first endpoint's when absent.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// The endpoint that shall list it; the first of that driver when absent.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// Options, as everywhere.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
+/// What was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Created {
+    /// What was done.
+    pub action: CreateAction,
+    /// The volume.
+    pub volume: VolumeInfo,
+    /// Hints that nobody follows.
+    pub unheeded: Vec<Hint>,
+}
+
+/// What a mount came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Mounted {
+    /// What was done.
+    pub action: MountAction,
+    /// Where it is.
+    pub path: String,
+}
+
+/// What an unmount came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Unmounted {
+    /// What was done.
+    pub action: UnmountAction,
+    /// Processes in other namespaces that keep the device.
+    pub lingering: Vec<String>,
+}
+
+/// What a removal came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Removed {
+    /// What was done.
+    pub action: RemoveAction,
+}
+
+/// All volumes, and what could not be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Volumes {
+    /// The volumes.
+    pub volumes: Vec<VolumeView>,
+    /// One sentence for each driver that does not say.
+    pub notes: Vec<String>,
+}
+
+/// One volume.
+pub type Inspected = Inspection;
+/// All drivers.
+pub type Drivers = Vec<DriverView>;
+
+/// What letting go of everything came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Released {
+    /// What could not be let go.
+    pub failed: Vec<Error>,
+}
