@@ -383,7 +383,7 @@ fn unstage(f: &Facts) -> Step {
             Some(Unmounted::Foreign(other)) => {
                 return Step::Refuse(Error::internal(format!("device {other} is mounted where {} was", there.device)));
             }
-            Some(Unmounted::Done | Unmounted::NotThere | Unmounted::Lingering) => {}
+            Some(Unmounted::Done | Unmounted::NotThere) => {}
         }
     }
     if volume.is_none() {

@@ -223,9 +223,9 @@ impl Mounts for FakeHost {
             None => Unmounted::NotThere,
             Some(there) if there != device => Unmounted::Foreign(there),
             Some(there) if state.busy.contains(&there) => Unmounted::Busy,
-            Some(there) => {
+            Some(_) => {
                 state.mounts.remove(target);
-                if state.copies.contains(&there) { Unmounted::Lingering } else { Unmounted::Done }
+                Unmounted::Done
             }
         };
         after(late, outcome)
@@ -271,20 +271,22 @@ impl Loops for FakeHost {
         after(late, device)
     }
 
-    async fn detach(&self, device: DeviceNumber, file: FileId) -> Result<Detached> {
-        let late = self.enter("detach", device).await?;
+    async fn detach(&self, request: &LoopRequest, _device: Option<DeviceNumber>) -> Result<Detached> {
+        let late = self.enter("detach", request.relative.display()).await?;
+        let file = id_of(&request.folder.join(&request.relative))?;
         let mut state = self.lock();
-        let outcome = match state.loops.get(&device.minor) {
-            Some((id, _)) if *id == file => {
-                let mounted = state.mounts.values().any(|(there, _)| *there == device);
-                if mounted || state.copies.contains(&device) {
+        let attached = state.loops.iter().find(|(_, (id, _))| *id == file).map(|(minor, _)| *minor);
+        let outcome = match attached {
+            None => Detached::NotThere,
+            Some(minor) => {
+                let mounted = state.mounts.values().any(|(there, _)| *there == number(minor));
+                if mounted || state.copies.contains(&number(minor)) {
                     Detached::Lingering
                 } else {
-                    state.loops.remove(&device.minor);
+                    state.loops.remove(&minor);
                     Detached::Done
                 }
             }
-            _ => Detached::NotThere,
         };
         after(late, outcome)
     }

@@ -176,20 +176,19 @@ impl Runner for Helpers {
             Some(helper) => helper,
             None => self.start()?,
         };
-        let length = u32::try_from(frame.len()).map_err(|_| Error::internal("a task is too large"))?;
-        let mut message = length.to_le_bytes().to_vec();
-        message.extend_from_slice(&frame);
+        let message = framed(&frame).map_err(|e| Error::internal(format!("a task is too large: {e}")))?;
         let exchange = async {
             helper.socket.write_all(&message).await?;
-            let mut length = [0; 4];
-            helper.socket.read_exact(&mut length).await?;
-            let length = u32::from_le_bytes(length) as usize;
-            if length > MAX_FRAME {
-                return Err(std::io::Error::other("its answer is too long"));
+            // Most answers come whole in one read.
+            let mut reply = Vec::with_capacity(2048);
+            loop {
+                if let Some(whole) = complete(&reply)? {
+                    return Ok(whole.to_vec());
+                }
+                if helper.socket.read_buf(&mut reply).await? == 0 {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
             }
-            let mut reply = vec![0; length];
-            helper.socket.read_exact(&mut reply).await?;
-            Ok(reply)
         };
         let reply = exchange.await.map_err(|e| {
             let name = String::from_utf8_lossy(frame.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
@@ -203,21 +202,39 @@ impl Runner for Helpers {
     }
 }
 
+/// A message with its length before it.
+fn framed(message: &[u8]) -> std::io::Result<Vec<u8>> {
+    let length = u32::try_from(message.len()).map_err(std::io::Error::other)?;
+    let mut framed = Vec::with_capacity(4 + message.len());
+    framed.extend_from_slice(&length.to_le_bytes());
+    framed.extend_from_slice(message);
+    Ok(framed)
+}
+
+/// The message in what was read so far, if it is there whole. One at a time: each waits for its answer.
+fn complete(read: &[u8]) -> std::io::Result<Option<&[u8]>> {
+    let Some(length) = read.get(..4).and_then(|l| l.try_into().ok()).map(u32::from_le_bytes) else { return Ok(None) };
+    if length as usize > MAX_FRAME {
+        return Err(std::io::Error::other("a message of a helper is too long"));
+    }
+    Ok(read.get(4..4 + length as usize))
+}
+
 /// The life of a helper: one call after the other until the daemon hangs up.
 pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
     let mut socket = StdUnixStream::from(rustix::io::dup(rustix::stdio::stdin())?);
+    let mut read = Vec::new();
+    let mut chunk = [0; 4096];
     loop {
-        let mut length = [0; 4];
-        if socket.read_exact(&mut length).is_err() {
-            return Ok(()); // the daemon is gone
+        match socket.read(&mut chunk)? {
+            0 => return Ok(()), // the daemon is gone
+            n => read.extend_from_slice(chunk.get(..n).unwrap_or_default()),
         }
-        let mut frame = vec![0; (u32::from_le_bytes(length) as usize).min(MAX_FRAME)];
-        socket.read_exact(&mut frame)?;
-        let reply = serde_json::to_vec(&registry.call(&frame)).map_err(std::io::Error::other)?;
-        let length = u32::try_from(reply.len()).map_err(std::io::Error::other)?;
-        let mut message = length.to_le_bytes().to_vec();
-        message.extend_from_slice(&reply);
-        socket.write_all(&message)?;
+        if let Some(frame) = complete(&read)? {
+            let reply = serde_json::to_vec(&registry.call(frame)).map_err(std::io::Error::other)?;
+            socket.write_all(&framed(&reply)?)?;
+            read.clear();
+        }
     }
 }
 

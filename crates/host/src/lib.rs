@@ -49,8 +49,8 @@ pub trait Loops: Send + Sync {
     /// Attaches a file, or finds the loop that it is attached to.
     async fn attach(&self, request: &LoopRequest) -> Result<LoopDevice>;
 
-    /// Detaches a loop, if it is still `file`'s, and proves that the file is free.
-    async fn detach(&self, device: DeviceNumber, file: FileId) -> Result<Detached>;
+    /// Detaches the loop that a file is attached to, and proves that it is free. `device` only saves the search.
+    async fn detach(&self, request: &LoopRequest, device: Option<DeviceNumber>) -> Result<Detached>;
 
     /// The loop that a file is attached to, if it is to any.
     async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>>;

@@ -1,5 +1,6 @@
 //! The real kernel (5.14 or newer: LOOP_CONFIGURE, mount_setattr, openat2) and the real tools.
 
+pub mod floor;
 mod loops;
 mod mounts;
 mod sys;
@@ -15,7 +16,7 @@ use dunnage_model::{FsKind, Result};
 
 use crate::helpers::{Registry, Runner, run};
 use crate::{
-    Checked, Detached, DeviceNumber, FileId, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
+    Checked, Detached, DeviceNumber, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
     MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Unmounted,
 };
 
@@ -81,8 +82,8 @@ impl Loops for Linux {
     async fn attach(&self, request: &LoopRequest) -> Result<LoopDevice> {
         run(&*self.runner, &loops::Attach { request: request.clone() }).await
     }
-    async fn detach(&self, device: DeviceNumber, file: FileId) -> Result<Detached> {
-        run(&*self.runner, &loops::Detach { device, file }).await
+    async fn detach(&self, request: &LoopRequest, device: Option<DeviceNumber>) -> Result<Detached> {
+        run(&*self.runner, &loops::Detach { request: request.clone(), device }).await
     }
     async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>> {
         run(&*self.runner, &loops::Find { request: request.clone() }).await

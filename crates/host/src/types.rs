@@ -109,12 +109,10 @@ pub struct MountRequest {
 /// What an unmount came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unmounted {
-    /// Gone, and no namespace has a copy.
+    /// Gone from here. (A copy in another namespace may keep the superblock; the detach tells.)
     Done,
     /// Nothing was mounted there.
     NotThere,
-    /// Gone from here; another namespace keeps a copy alive, so the device must stay.
-    Lingering,
     /// Somebody uses it: nothing was done.
     Busy,
     /// Another device is mounted there: nothing was done.
@@ -169,9 +167,9 @@ pub struct LoopDevice {
 pub enum Detached {
     /// It is free now.
     Done,
-    /// It was free, or the device is another file's by now.
+    /// It was free.
     NotThere,
-    /// Somebody has it open still; the kernel lets go of it when they do.
+    /// A filesystem lives on it in some namespace, or somebody has it open: it stays.
     Lingering,
 }
 

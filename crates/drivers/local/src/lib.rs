@@ -59,14 +59,21 @@ impl Local {
         LoopRequest { folder: self.pool.clone(), relative: Path::new(name.as_str()).join(IMAGE) }
     }
 
-    /// The loop that has a volume's image, published or not.
-    async fn loop_of(&self, name: &VolumeName) -> Result<Option<LoopDevice>> {
-        match self.host.loops.find(&self.image(name)).await {
-            Ok(found) => Ok(found),
-            // No image: nothing of this name can be attached but a file that was unlinked, which is nobody's to detach.
-            Err(_) if self.inspect(name).await?.is_none_or(|info| info.state != VolumeState::Ready) => Ok(None),
-            Err(e) => Err(e.of(name)),
+    /// Why something cannot be done to a volume's image, when its record says more than the kernel did.
+    async fn explain(&self, name: &VolumeName, error: Error) -> Error {
+        match self.inspect(name).await {
+            Ok(None) => Error::no_volume(name),
+            Ok(Some(info)) if info.state != VolumeState::Ready => {
+                let why = info.why.map(|why| format!(": {why}")).unwrap_or_default();
+                Error::unavailable(format!("it is {}{why}", info.state), "look at 'dunnage volume inspect'").of(name)
+            }
+            _ => error.of(name),
         }
+    }
+
+    /// It has no image that anything could be attached to: it is not there, half made, or half removed.
+    async fn has_no_image(&self, name: &VolumeName) -> Result<bool> {
+        Ok(self.inspect(name).await?.is_none_or(|info| info.state != VolumeState::Ready))
     }
 }
 
@@ -93,31 +100,17 @@ impl Driver for Local {
     }
 
     async fn attach(&self, name: &VolumeName) -> Result<Attached> {
-        match self.inspect(name).await?.map(|info| (info.state, info.why)) {
-            Some((VolumeState::Ready, _)) => {}
-            None => return Err(Error::no_volume(name)),
-            Some((state, why)) => {
-                let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-                return Err(Error::unavailable(format!("it is {state}{why}"), "look at 'dunnage volume inspect'").of(name));
-            }
+        match self.host.loops.attach(&self.image(name)).await {
+            Ok(device) => Ok(Attached { path: device.path, number: device.number, found: device.found }),
+            Err(e) => Err(self.explain(name, e).await),
         }
-        let device = self.host.loops.attach(&self.image(name)).await.map_err(|e| e.of(name))?;
-        Ok(Attached { path: device.path, number: device.number, found: device.found })
     }
 
     async fn detach(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached> {
-        let Some(attached) = self.loop_of(name).await? else { return Ok(Detached::NotThere) };
-        if device.is_some_and(|device| device != attached.number) {
-            // Not the one that the caller knows of: somebody else attached the image.
-            return Err(Error::in_use(
-                vec![attached.path.display().to_string()],
-                HERE,
-                "its image is attached to a loop device that is not ours",
-                "look at 'losetup -a'",
-            )
-            .of(name));
+        match self.host.loops.detach(&self.image(name), device).await {
+            Err(_) if self.has_no_image(name).await? => Ok(Detached::NotThere),
+            outcome => outcome.map_err(|e| e.of(name)),
         }
-        self.host.loops.detach(attached.number, attached.file).await.map_err(|e| e.of(name))
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>> {
@@ -158,7 +151,11 @@ impl Provision for Local {
     }
 
     async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
-        if let Some(attached) = self.loop_of(name).await? {
+        let found = match self.host.loops.find(&self.image(name)).await {
+            Err(_) if self.has_no_image(name).await? => None,
+            outcome => outcome.map_err(|e| e.of(name))?,
+        };
+        if let Some(attached) = found {
             let users = self.host.mounts.users(attached.number).await?;
             let who = users.iter().map(ToString::to_string).chain([attached.path.display().to_string()]).collect();
             let kind = Kind::InUse { holders: who, node: HERE.to_owned() };

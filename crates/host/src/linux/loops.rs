@@ -143,8 +143,8 @@ fn file_of(info: &LoopInfo) -> FileId {
 
 #[derive(Serialize, Deserialize)]
 pub struct Detach {
-    pub device: DeviceNumber,
-    pub file: FileId,
+    pub request: LoopRequest,
+    pub device: Option<DeviceNumber>,
 }
 
 impl Task for Detach {
@@ -152,25 +152,28 @@ impl Task for Detach {
     type Output = Detached;
 
     fn run(self) -> Result<Detached> {
-        let path = PathBuf::from(format!("/dev/loop{}", self.device.minor));
+        let (file, id) = open(&self.request)?;
+        let Some(path) = self.loop_of(&file, id)? else { return Ok(Detached::NotThere) };
         let what = format!("cannot detach {}", path.display());
-        let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
         for _ in 0..TRIES {
             // O_EXCL is refused as long as any superblock, in whatever namespace, lives on it.
+            let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
             let device = match rustix::fs::open(&path, exclusive, rustix::fs::Mode::empty()) {
                 Ok(fd) => File::from(fd),
-                Err(Errno::BUSY) => return Ok(if self.is_ours(&path)? { Detached::Lingering } else { Detached::NotThere }),
+                Err(Errno::BUSY) => return Ok(Detached::Lingering),
                 Err(Errno::NOENT | Errno::NXIO) => return Ok(Detached::NotThere),
                 Err(e) => return Err(refused(what)(e)),
             };
-            if !belongs(&device, self.file).map_err(failed(&what))? {
+            // Held open: from here on the number cannot become another file's.
+            if !belongs(&device, id).map_err(failed(&what))? {
                 return Ok(Detached::NotThere);
             }
             match loop_call(&device, LoopClear) {
-                // With other openers the kernel only promises to clear it later: look.
                 Ok(()) => {
                     drop(device);
-                    return Ok(if self.is_ours(&path)? { Detached::Lingering } else { Detached::Done });
+                    // With other openers the kernel only promises to clear it later: look.
+                    let gone = attached_to(&file, id)?.is_none();
+                    return Ok(if gone { Detached::Done } else { Detached::Lingering });
                 }
                 Err(Errno::BUSY | Errno::NXIO) => {}
                 Err(e) => return Err(refused(what)(e)),
@@ -181,11 +184,17 @@ impl Task for Detach {
 }
 
 impl Detach {
-    fn is_ours(&self, path: &Path) -> Result<bool> {
-        match absent(File::open(path)).map_err(failed(path.display()))? {
-            Some(device) => belongs(&device, self.file).map_err(failed(path.display())),
-            None => Ok(false),
+    /// The loop that has the file: the one that the caller knows of, if it still does, else the one that is found.
+    fn loop_of(&self, file: &File, id: FileId) -> Result<Option<PathBuf>> {
+        if let Some(number) = self.device {
+            let path = PathBuf::from(format!("/dev/loop{}", number.minor));
+            if let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))?
+                && belongs(&device, id).map_err(failed(path.display()))?
+            {
+                return Ok(Some(path));
+            }
         }
+        Ok(attached_to(file, id)?.map(|found| found.path))
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
-use super::sys::{absent, device_number, failed, refused, writable_clone};
+use super::sys::{device_number, failed, refused, writable_clone};
 use crate::helpers::Task;
 use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Space, Target, Unmounted, signature};
 
@@ -254,20 +254,7 @@ impl Task for Unmount {
             Err(e) => return Err(refused(&what)(e)),
         }
         remove_mountpoint(target);
-        // umount(2) that returned is not the superblock being gone: a copy in another namespace keeps it alive, and
-        // then an exclusive open is refused.
-        let node = PathBuf::from(format!("/dev/block/{device}"));
-        let node = absent(std::fs::canonicalize(&node)).map_err(failed(&what))?.unwrap_or_else(|| device_node(*device));
-        match rustix::fs::open(&node, OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(_) | Err(Errno::NOENT | Errno::NXIO) => Ok(Unmounted::Done),
-            Err(Errno::BUSY) => Ok(Unmounted::Lingering),
-            Err(e) => Err(refused(&what)(e)),
-        }
+        // That umount(2) returned is not the superblock being gone: the detach that follows proves it.
+        Ok(Unmounted::Done)
     }
-}
-
-/// The node of a device whose number is known, where udev does not keep `/dev/block`: by the kernel's own name for it.
-fn device_node(device: DeviceNumber) -> PathBuf {
-    let link = std::fs::read_link(format!("/sys/dev/block/{device}")).unwrap_or_default();
-    Path::new("/dev").join(link.file_name().unwrap_or_default())
 }
