@@ -3,6 +3,8 @@
 //!
 //! They run as root inside the namespaces that `cargo xtask test` makes; run by hand, they say so and fail.
 
+pub mod docker;
+pub mod fuse;
 pub mod http;
 pub mod kernel;
 

@@ -190,7 +190,7 @@ impl Runner for Helpers {
                 }
             }
         };
-        let reply = exchange.await.map_err(|e| {
+        let reply = exchange.await.map_err(|e: std::io::Error| {
             let name = String::from_utf8_lossy(frame.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
             Error::unavailable(format!("the helper process died in {name}: {e}"), "ask again")
         })?;

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use dunnage_driver::Driver;
 use dunnage_driver_local::{Limits, Local, tasks};
 use dunnage_engine::ledger::{Entry, Ledger};
-use dunnage_engine::{Boot, Call, Claim, Clock, CreateRequest, Engine, Mounted, Random, Settings, Unmounted, Watcher};
+use dunnage_engine::{Boot, Call, Clock, CreateRequest, Engine, Mounted, Random, Settings, Unmounted, Watcher};
 use dunnage_host::fake::FakeHost;
 use dunnage_host::helpers::{Registry, Runner};
 use dunnage_host::{Host, Mounts, Target};
@@ -438,8 +438,9 @@ pub async fn create(engine: &Engine, name: &str) -> Result<(CreateAction, Volume
     engine.create(&call(engine), request(name)).await
 }
 
-pub async fn mount(engine: &Engine, name: &str, key: &HolderKey) -> Result<Mounted> {
-    engine.mount(&call(engine), &volume(name), key.clone()).await
+pub fn mount(engine: &Engine, name: &str, key: &HolderKey) -> impl Future<Output = Result<Mounted>> + Send + use<> {
+    let (engine, volume, key) = (engine.clone(), volume(name), key.clone());
+    async move { engine.mount(&call(&engine), &volume, key).await }
 }
 
 /// Mounts, and the caller reads the answer.
@@ -447,8 +448,9 @@ pub async fn hold(engine: &Engine, name: &str, key: &HolderKey) {
     mount(engine, name, key).await.unwrap_or_else(|e| panic!("{name} is not mounted: {e}")).claim.delivered();
 }
 
-pub async fn unmount(engine: &Engine, name: &str, key: &HolderKey) -> Result<Unmounted> {
-    engine.unmount(&call(engine), &volume(name), key).await
+pub fn unmount(engine: &Engine, name: &str, key: &HolderKey) -> impl Future<Output = Result<Unmounted>> + Send + use<> {
+    let (engine, volume, key) = (engine.clone(), volume(name), key.clone());
+    async move { engine.unmount(&call(&engine), &volume, &key).await }
 }
 
 /// The error of what must fail (an answer with a claim in it has no `Debug`).
@@ -491,7 +493,3 @@ pub async fn until_at_step(engine: &Engine, name: &str, step: &str) {
     })
     .await;
 }
-
-/// Claims that are kept until the test ends.
-#[derive(Default)]
-pub struct Kept(pub Vec<Claim>);
