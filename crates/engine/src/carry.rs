@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dunnage_driver::{Driver, NewVolume, Provision};
-use dunnage_host::{FormatRequest, MountRequest};
+use dunnage_host::{FormatRequest, MountRequest, Tried};
 use dunnage_model::{Error, Result, VolumeId, VolumeInfo, VolumeState};
 
 use crate::engine::{Engine, Known};
@@ -109,20 +109,21 @@ impl Work<'_> {
                 facts.published = true;
             }
             Step::Attach => facts.attached = Some(self.driver.attach(name).await?),
-            Step::Probe => {
-                let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to look at"))?;
-                facts.probe = Some(host.filesystems.probe(&attached.path).await?);
-            }
             Step::Check => {
                 let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to check"))?;
                 let fs = info(facts)?.spec.fs;
                 let checked = host.filesystems.check(&attached.path, fs).await?;
                 tracing::warn!(?checked, "the filesystem had errors and was checked");
                 facts.checked = true;
+                // To be looked at afresh.
+                facts.probe = None;
             }
             Step::Mount => {
                 let request = self.mount_request(facts)?;
-                facts.mounted = Some(host.mounts.mount(&request).await?);
+                match host.mounts.mount(&request).await? {
+                    Tried::Mounted(at) => facts.mounted = Some(at),
+                    Tried::Found(probe) => facts.probe = Some(probe),
+                }
             }
             Step::Commit => {
                 let at = facts.mounted.or(facts.at.flatten()).ok_or_else(|| Error::internal("nothing to commit"))?;

@@ -5,7 +5,7 @@
 //! this run did.
 
 use dunnage_driver::Attached;
-use dunnage_host::{Detached, DeviceNumber, KnownFs, MountedAt, Probe, Process, Unmounted};
+use dunnage_host::{Detached, DeviceNumber, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
     CreateAction, EndpointName, Error, HERE, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, VolumeInfo, VolumeSpec,
     VolumeState,
@@ -68,11 +68,9 @@ pub enum Step {
     Publish,
     /// Make its device appear.
     Attach,
-    /// Look at what is on the device.
-    Probe,
     /// Repair the filesystem.
     Check,
-    /// Mount it.
+    /// Mount it, if what is on the device is what must be there.
     Mount,
     /// Write down that it is mounted.
     Commit,
@@ -107,7 +105,6 @@ impl Step {
             Step::Format => "format",
             Step::Publish => "publish",
             Step::Attach => "attach",
-            Step::Probe => "probe",
             Step::Check => "check",
             Step::Mount => "mount",
             Step::Commit => "commit",
@@ -170,6 +167,7 @@ pub struct Facts {
     pub formatted: bool,
     pub published: bool,
     pub attached: Option<Attached>,
+    /// What a mount found instead of what must be there, or with errors.
     pub probe: Option<Probe>,
     pub checked: bool,
     pub mounted: Option<MountedAt>,
@@ -296,16 +294,14 @@ fn stage(f: &Facts) -> Step {
             Step::Done(Outcome::Staged(MountAction::Joined))
         };
     }
-    let known = match &f.probe {
-        None => return Step::Probe,
-        Some(Probe::Known(known)) => known,
+    // Law 5: a mount that finds something else has done nothing, and says what it found.
+    match &f.probe {
+        Some(Probe::Known(known)) if known.uuid == uuid && known.fs == info.spec.fs => {
+            // A dirty journal is mount(2)'s to replay; only the kernel's own error mark brings us here.
+            return if f.checked { undo_stage(f, still_has_errors()) } else { Step::Check };
+        }
         Some(other) => return undo_stage(f, not_what_was_recorded(&describe(other))),
-    };
-    if known.uuid != uuid || known.fs != info.spec.fs {
-        return undo_stage(f, not_what_was_recorded(&format!("{} {}", known.fs, known.uuid)));
-    }
-    if needs_check(known) && !f.checked {
-        return Step::Check;
+        None => {}
     }
     if f.mounted.is_none() {
         Step::Mount
@@ -314,11 +310,6 @@ fn stage(f: &Facts) -> Step {
     } else {
         Step::Done(Outcome::Staged(MountAction::Mounted))
     }
-}
-
-/// A dirty journal is mount(2)'s to replay; only the kernel's own error mark asks for a check.
-fn needs_check(known: &KnownFs) -> bool {
-    known.has_errors
 }
 
 fn undo_stage(f: &Facts, error: Error) -> Step {
@@ -450,6 +441,10 @@ fn not_what_was_recorded(found: &str) -> Error {
         format!("its device has {found} on it, and not the filesystem that was recorded"),
         "nothing was written; find out who changed it, and restore the image from a backup if need be",
     )
+}
+
+fn still_has_errors() -> Error {
+    Error::unavailable("its filesystem has errors that a check has not mended", "keep a copy of the volume, then run 'e2fsck -f' on it by hand")
 }
 
 fn damaged(info: &VolumeInfo) -> Error {

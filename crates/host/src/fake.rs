@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::helpers::{InProcess, Registry};
 use crate::{
     Checked, Detached, DeviceNumber, FileId, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
-    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Unmounted, signature,
+    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted, signature,
 };
 
 /// The loop major of the kernel.
@@ -204,16 +204,17 @@ impl Mounts for FakeHost {
         Ok(self.lock().mounts.get(target).map(|(device, mount_id)| MountedAt { device: *device, mount_id: *mount_id }))
     }
 
-    async fn mount(&self, request: &MountRequest) -> Result<MountedAt> {
+    async fn mount(&self, request: &MountRequest) -> Result<Tried> {
         let late = self.enter("mount", request.target.relative.display()).await?;
-        if !matches!(self.probe_now(&request.device)?, Probe::Known(known) if known.uuid == request.uuid) {
-            return Err(Error::internal("the device is not the one that was looked at"));
+        match self.probe_now(&request.device)? {
+            Probe::Known(known) if known.fs == request.fs && known.uuid == request.uuid && !known.has_errors => {}
+            other => return after(late, Tried::Found(other)),
         }
         let mut state = self.lock();
         state.next_mount += 1;
         let mount_id = state.next_mount;
         state.mounts.insert(request.target.clone(), (request.number, mount_id));
-        after(late, MountedAt { device: request.number, mount_id })
+        after(late, Tried::Mounted(MountedAt { device: request.number, mount_id }))
     }
 
     async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted> {

@@ -30,8 +30,9 @@ pub trait Mounts: Send + Sync {
     /// What is mounted at a target, without reading the whole table.
     async fn at(&self, target: &Target) -> Result<Option<MountedAt>>;
 
-    /// Makes the mountpoint and mounts a device there. Looks once more that the device is the one that was meant.
-    async fn mount(&self, request: &MountRequest) -> Result<MountedAt>;
+    /// Makes the mountpoint and mounts a device there, if what is on it is what must be, and has no errors. One look
+    /// decides, with the device held open until it is mounted.
+    async fn mount(&self, request: &MountRequest) -> Result<Tried>;
 
     /// Unmounts a target, if it is `device` that is mounted there, and removes the mountpoint. Never lazily.
     async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted>;

@@ -17,7 +17,7 @@ use dunnage_model::{FsKind, Result};
 use crate::helpers::{Registry, Runner, run};
 use crate::{
     Checked, Detached, DeviceNumber, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
-    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Unmounted,
+    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
 };
 
 pub use mounts::space_at;
@@ -63,7 +63,7 @@ impl Mounts for Linux {
     async fn at(&self, target: &Target) -> Result<Option<MountedAt>> {
         run(&*self.runner, &mounts::At { target: target.clone() }).await
     }
-    async fn mount(&self, request: &MountRequest) -> Result<MountedAt> {
+    async fn mount(&self, request: &MountRequest) -> Result<Tried> {
         run(&*self.runner, &mounts::Mount { request: request.clone() }).await
     }
     async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted> {

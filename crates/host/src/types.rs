@@ -94,16 +94,25 @@ pub struct Space {
 pub struct MountRequest {
     /// The device node.
     pub device: PathBuf,
-    /// Its number: looked at again right before the mount.
+    /// Its number.
     pub number: DeviceNumber,
-    /// The filesystem that was probed.
+    /// The filesystem that must be on it.
     pub fs: FsKind,
-    /// Its UUID: looked at again right before the mount.
+    /// The UUID that it must have.
     pub uuid: Uuid,
     /// Where to.
     pub target: Target,
     /// Writable or not.
     pub mode: PublishMode,
+}
+
+/// What a mount came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tried {
+    /// It is mounted.
+    Mounted(MountedAt),
+    /// Not what was to be mounted, or with errors that want a check first: nothing was done.
+    Found(Probe),
 }
 
 /// What an unmount came to.

@@ -37,7 +37,7 @@ impl Task for Attach {
         if let Some(found) = attached_to(&file, id)? {
             return Ok(found);
         }
-        configure(&file, id, &self.request.folder.join(&self.request.relative))
+        configure(&file, &self.request.folder.join(&self.request.relative))
     }
 }
 
@@ -71,7 +71,7 @@ impl Task for Find {
     }
 }
 
-fn configure(file: &File, id: FileId, shown: &Path) -> Result<LoopDevice> {
+fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
     let what = || format!("cannot attach a loop device to {}", shown.display());
     let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(failed("cannot open /dev/loop-control"))?;
     let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Error::internal("a descriptor below zero"))?;
@@ -86,7 +86,11 @@ fn configure(file: &File, id: FileId, shown: &Path) -> Result<LoopDevice> {
         };
         let info = LoopInfo { flags, ..LoopInfo::zeroed() };
         match loop_configure(&device, LoopConfig { fd, block_size: 0, info, reserved: [0; 8] }) {
-            Ok(()) => return describe(&path, &device, id, false),
+            Ok(()) => {
+                let status = loop_status(&device).map_err(failed(what()))?;
+                let gone = || Error::unavailable(format!("{}: it was detached by somebody else", what()), "ask again");
+                return describe(&path, &device, &status.ok_or_else(gone)?, shown, false);
+            }
             Err(Errno::BUSY) => {}
             Err(Errno::INVAL) if flags != 0 => flags = 0,
             Err(e) => return Err(refused(what())(e)),
@@ -95,18 +99,16 @@ fn configure(file: &File, id: FileId, shown: &Path) -> Result<LoopDevice> {
     Err(Error::unavailable(format!("{}: every free loop device was taken by somebody else", what()), "ask again"))
 }
 
-fn describe(path: &Path, device: &File, file: FileId, found: bool) -> Result<LoopDevice> {
+/// A loop that has a file, by what its own status says (direct I/O is what became of the wish for it).
+fn describe(path: &Path, device: &File, info: &LoopInfo, backing: &Path, found: bool) -> Result<LoopDevice> {
     let number = device_number(device).map_err(failed(path.display()))?;
-    let direct = std::fs::read_to_string(format!("/sys/block/loop{}/loop/dio", minor_index(path))).unwrap_or_default();
-    Ok(LoopDevice { path: path.to_owned(), number, file, backing: backing(path), direct_io: direct.trim() == "1", found })
+    let direct_io = info.flags & LO_FLAGS_DIRECT_IO != 0;
+    Ok(LoopDevice { path: path.to_owned(), number, file: file_of(info), backing: backing.to_owned(), direct_io, found })
 }
 
-fn minor_index(path: &Path) -> String {
-    path.file_name().map(|n| n.to_string_lossy().trim_start_matches("loop").to_owned()).unwrap_or_default()
-}
-
+/// The path of the file behind a loop, as the kernel shows it.
 fn backing(path: &Path) -> PathBuf {
-    let file = format!("/sys/block/loop{}/loop/backing_file", minor_index(path));
+    let file = Path::new("/sys/block").join(path.file_name().unwrap_or_default()).join("loop/backing_file");
     PathBuf::from(std::fs::read_to_string(file).unwrap_or_default().trim_end_matches('\n'))
 }
 
@@ -129,7 +131,7 @@ fn find(id: FileId) -> Result<Option<LoopDevice>> {
         let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))? else { continue };
         let Some(info) = loop_status(&device).map_err(failed(path.display()))? else { continue };
         if file_of(&info) == id {
-            return describe(&path, &device, id, true).map(Some);
+            return describe(&path, &device, &info, &backing(&path), true).map(Some);
         }
     }
     Ok(None)
@@ -219,7 +221,7 @@ impl Task for List {
             }
             let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))? else { continue };
             let Some(info) = loop_status(&device).map_err(failed(path.display()))? else { continue };
-            list.push(describe(&path, &device, file_of(&info), true)?);
+            list.push(describe(&path, &device, &info, &backing(&path), true)?);
         }
         Ok(list)
     }

@@ -3,6 +3,7 @@
 //! Our folder of mounts is a tmpfs of our own, mounted read only and shared: a mountpoint with nothing on it cannot be
 //! written to by anybody, an unmount reaches every namespace that listens, and nothing is left on the host's disk.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::{device_number, failed, refused, writable_clone};
 use crate::helpers::Task;
-use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Space, Target, Unmounted, signature};
+use super::tools::probe_file;
+use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
 
 /// What our tmpfs is called in the table of mounts.
 pub const SOURCE: &str = "dunnage";
@@ -116,19 +118,21 @@ pub struct Mount {
 
 impl Task for Mount {
     const NAME: &'static str = "mount.mount";
-    type Output = MountedAt;
+    type Output = Tried;
 
-    fn run(self) -> Result<MountedAt> {
+    fn run(self) -> Result<Tried> {
         let MountRequest { device, number, fs, uuid, target, mode } = &self.request;
         let what = format!("cannot mount {} at {}", device.display(), target.path().display());
-        // Held open over the mount, so that the number cannot become another device's meanwhile.
-        let held = File::open(device).map_err(failed(&what))?;
+        // Held open over the mount: the number cannot become another device's, and what is read here is not read from
+        // the disk again.
+        let mut held = File::open(device).map_err(failed(&what))?;
         let now = device_number(&held).map_err(failed(&what))?;
-        let mut head = [0; 2048];
-        rustix::io::pread(&held, &mut head[..], 0).map_err(refused(&what))?;
-        let seen = signature::ext4(&head).map(|known| known.uuid);
-        if now != *number || seen != Some(*uuid) {
-            return Err(Error::internal(format!("{what}: device {now} with filesystem {seen:?} is not the one that was looked at")));
+        if now != *number {
+            return Err(Error::internal(format!("{what}: it is device {now} now, and was {number}")));
+        }
+        match probe_file(&mut held).map_err(failed(&what))? {
+            Probe::Known(known) if known.fs == *fs && known.uuid == *uuid && !known.has_errors => {}
+            other => return Ok(Tried::Found(other)),
         }
         if let Some(there) = at(target)? {
             return Err(Error::internal(format!("{what}: device {} is mounted there", there.device)));
@@ -166,7 +170,8 @@ impl Task for Mount {
         };
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mounted.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
-        at(target)?.ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
+        let mounted = at(target)?;
+        mounted.map(Tried::Mounted).ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
     }
 }
 
@@ -195,8 +200,7 @@ fn make_mountpoint(target: &Target) -> std::io::Result<OwnedFd> {
         match rustix::fs::openat2(&root, &target.relative, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve) {
             Ok(mountpoint) => return Ok(mountpoint),
             Err(Errno::NOENT) if !made => {
-                let writable = writable_clone(&target.root)?;
-                make_folders(writable.as_fd(), &target.relative)?;
+                with_writable(&target.root, |root| make_folders(root, &target.relative))?;
                 made = true;
             }
             Err(e) => return Err(e.into()),
@@ -220,9 +224,29 @@ fn make_folders(root: BorrowedFd<'_>, relative: &Path) -> rustix::io::Result<()>
 
 /// Removes the mountpoint. That it stays is no harm (nobody can write to it), so nothing fails for it.
 fn remove_mountpoint(target: &Target) {
-    if let Ok(writable) = writable_clone(&target.root) {
-        let _ = rustix::fs::unlinkat(&writable, &target.relative, AtFlags::REMOVEDIR);
+    let _ = with_writable(&target.root, |root| rustix::fs::unlinkat(root, &target.relative, AtFlags::REMOVEDIR));
+}
+
+/// Does something through a writable view of our folder. The view is kept for the next time: taking it down costs an
+/// RCU grace period, as every unmount does.
+fn with_writable(root: &Path, work: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>) -> std::io::Result<()> {
+    thread_local! {
+        static KEPT: RefCell<Option<(PathBuf, MountedAt, OwnedFd)>> = const { RefCell::new(None) };
     }
+    KEPT.with_borrow_mut(|kept| {
+        let stat = rustix::fs::statx(CWD, root, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
+        let now = MountedAt {
+            device: DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
+            mount_id: stat.stx_mnt_id,
+        };
+        let view = match kept.take() {
+            Some((path, at, view)) if path == root && at == now => view,
+            _ => writable_clone(root)?,
+        };
+        let done = work(view.as_fd());
+        *kept = Some((root.to_owned(), now, view));
+        Ok(done?)
+    })
 }
 
 #[derive(Serialize, Deserialize)]
