@@ -1,18 +1,16 @@
 //! The daemon: everything is built and wired here, served until a signal comes, and left as it is: what is mounted stays.
 
-use std::collections::{BTreeMap, HashMap};
-use std::os::unix::net::UnixListener;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dunnage_driver::Driver;
 use dunnage_driver_local::{Limits, Local};
 use dunnage_engine::{Boot, Call, Engine, Settings, System};
-use dunnage_frontend_admin::wire::{EndpointStatus, SOCKET, Status};
-use dunnage_frontend_admin::{Admin, Choice};
-use dunnage_frontend_docker::Endpoint;
-use dunnage_frontend_unix::{Listening, SocketMode, bind, serve};
+use dunnage_frontend_admin::Admin;
+use dunnage_frontend_admin::wire::{SOCKET, Status};
+use dunnage_frontend_unix::{SocketMode, bind, serve};
 use dunnage_host::Host;
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
@@ -20,11 +18,11 @@ use dunnage_model::{DriverName, Error, Kind, NodeId, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::cli::StartArgs;
-use crate::config::{Config, CreatePolicy, DriverConfig, LocalConfig, Places};
+use crate::config::{Config, DriverConfig, LocalConfig, Places};
 use crate::crash::CrashAt;
+use crate::endpoints::{Endpoints, inherited, lock};
 use crate::instance::Instance;
 use crate::logging::Log;
 
@@ -105,45 +103,23 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     })
     .await?;
 
+    let mut endpoints = Endpoints::new(places, engine.clone(), inherited()?);
+    endpoints.apply(&config)?;
     let (stop, stopped) = watch::channel(false);
-    let mut serving = JoinSet::new();
-    let mut inherited = inherited()?;
-    let endpoints = endpoints(places, &config);
-    for (endpoint, socket) in &endpoints {
-        let listening = match inherited.remove(socket) {
-            Some(listening) => listening,
-            None => bind(socket, SocketMode::Owner).map_err(|e| {
-                let next = format!("{} (endpoint {}; --plugin-dir chooses another folder)", e.next, endpoint.name);
-                Error { next, ..e }
-            })?,
-        };
-        tracing::info!(endpoint = %endpoint.name, driver = %endpoint.driver, socket = %socket.display(), "listens");
-        serving.spawn(serve(listening, dunnage_frontend_docker::router(engine.clone(), endpoint.clone()), stopped.clone()));
-    }
-    let admin = Arc::new(Admin {
-        engine: engine.clone(),
-        choices: RwLock::new(endpoints.iter().map(|(endpoint, _)| choice(endpoint)).collect()),
-        status: {
-            let status = Status {
-                pid: std::process::id(),
-                version: version.to_owned(),
-                node: node.to_string(),
-                config: source(&config),
-                endpoints: endpoints
-                    .iter()
-                    .map(|(e, socket)| EndpointStatus {
-                        name: e.name.to_string(),
-                        driver: e.driver.to_string(),
-                        socket: socket.display().to_string(),
-                    })
-                    .collect(),
-                degraded,
-            };
-            Box::new(move || status.clone())
-        },
-    });
+    let status = {
+        let (pid, node, config, served) = (std::process::id(), node.to_string(), source(&config), endpoints.served());
+        move || Status {
+            pid,
+            version: version.to_owned(),
+            node: node.clone(),
+            config: config.clone(),
+            endpoints: lock(&served).clone(),
+            degraded: degraded.clone(),
+        }
+    };
+    let admin = Arc::new(Admin { engine: engine.clone(), choices: endpoints.choices(), status: Box::new(status) });
     let mode = admin_mode(&config.admin.group)?;
-    serving.spawn(serve(bind(&places.run_dir.join(SOCKET), mode)?, dunnage_frontend_admin::router(admin.clone()), stopped));
+    let mut admin_socket = tokio::spawn(serve(bind(&places.run_dir.join(SOCKET), mode)?, dunnage_frontend_admin::router(admin), stopped));
 
     notify(&[NotifyState::Ready, NotifyState::Status("serving")]);
     tracing::info!(node = %node, "serving");
@@ -158,19 +134,17 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = hangup.recv() => reload(places, &config, log),
+            _ = hangup.recv() => reload(places, &config, &mut endpoints, log),
             _ = heartbeat.tick(), if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
             _ = sweep.tick() => engine.sweep(),
-            ended = serving.join_next() => break match ended {
-                Some(Ok(Err(e))) => Err(e),
-                Some(Err(e)) => Err(Error::internal(format!("a socket's service ended: {e}"))),
-                _ => Err(Error::internal("a socket's service ended")),
-            },
+            ended = endpoints.ended() => break Err(ended),
+            ended = &mut admin_socket => break Err(Error::internal(format!("the admin socket's service ended: {ended:?}"))),
         }
     };
     notify(&[NotifyState::Stopping]);
     tracing::info!("stopping; what is mounted stays mounted");
     settling.abort();
+    endpoints.stop();
     stop.send_replace(true);
     let call = Call { operation: engine.operation(), patience: DRAIN };
     if !engine.drained(&call).await {
@@ -179,7 +153,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         engine.drained(&Call { patience: Duration::from_secs(5), ..call }).await;
     }
     // Answers that are on their way get out.
-    let answered = async { while serving.join_next().await.is_some() {} };
+    let answered = async { tokio::join!(endpoints.answered(), async { if !admin_socket.is_finished() { let _ = admin_socket.await; } }) };
     let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
     told
 }
@@ -253,41 +227,6 @@ fn limits(local: &LocalConfig) -> Limits {
     }
 }
 
-fn endpoints(places: &Places, config: &Config) -> Vec<(Endpoint, PathBuf)> {
-    let endpoint = |e: &crate::config::DockerEndpoint| {
-        let endpoint = Endpoint {
-            name: e.name.clone(),
-            driver: e.driver.clone(),
-            hints: e.hints,
-            defaults: e.defaults.clone().over(&config.volumes.defaults),
-            creates: config.volumes.create == CreatePolicy::OnMount,
-        };
-        (endpoint, places.plugin_dir.join(format!("{}.sock", e.name)))
-    };
-    config.docker.iter().map(endpoint).collect()
-}
-
-fn choice(endpoint: &Endpoint) -> Choice {
-    let Endpoint { name, driver, hints, defaults, .. } = endpoint.clone();
-    Choice { endpoint: name, driver, hints, defaults }
-}
-
-/// Sockets that systemd holds for us, by their path.
-fn inherited() -> Result<HashMap<PathBuf, Listening>> {
-    let mut sockets = HashMap::new();
-    let mut fds = listenfd::ListenFd::from_env();
-    for index in 0..fds.len() {
-        let listener: Option<UnixListener> =
-            fds.take_unix_listener(index).map_err(|e| Error::os("cannot use a socket that was handed over", &e))?;
-        if let Some(listener) = listener
-            && let Some(path) = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned))
-        {
-            sockets.insert(path, Listening::inherited(listener));
-        }
-    }
-    Ok(sockets)
-}
-
 /// Root's socket, or a group's too.
 fn admin_mode(group: &str) -> Result<SocketMode> {
     if group == "root" {
@@ -303,14 +242,29 @@ fn admin_mode(group: &str) -> Result<SocketMode> {
     id.map(SocketMode::Group).ok_or_else(unknown)
 }
 
-/// HUP: the log is opened anew and the configuration is read again. What cannot change while it is served is said.
-fn reload(places: &Places, running: &Config, log: &Log) {
+/// HUP: the log is opened anew and the configuration is read again. Endpoints change at once; what else has changed
+/// waits for a restart, and is named. A bad configuration changes nothing.
+fn reload(places: &Places, running: &Config, endpoints: &mut Endpoints, log: &Log) {
     if let Err(e) = log.reopen() {
         tracing::error!("{e}");
     }
-    match Config::load(places) {
-        Err(e) => tracing::error!("the new configuration is bad, the old one stays in force: {e}"),
-        Ok(new) if new.to_yaml() == running.to_yaml() => tracing::info!("the configuration is unchanged"),
-        Ok(_) => tracing::warn!("the configuration has changed and is good: 'dunnage restart' puts it in force (mounts stay)"),
+    let new = match Config::load(places) {
+        Ok(new) => new,
+        Err(e) => return tracing::error!("the new configuration is bad, the old one stays in force: {e}"),
+    };
+    let waits = [
+        ("admin", new.admin != running.admin),
+        ("drivers", new.drivers != running.drivers),
+        ("volumes.path", new.volumes.path != running.volumes.path),
+        ("volumes.private_namespace", new.volumes.private_namespace != running.volumes.private_namespace),
+    ];
+    for (key, _) in waits.iter().filter(|(_, changed)| *changed) {
+        tracing::warn!("{key} has changed: 'dunnage restart' puts it in force (mounts stay)");
+    }
+    // An endpoint of a driver that does not run yet would answer nonsense.
+    let known: Config = Config { docker: new.docker.iter().filter(|e| running.drivers.contains_key(&e.driver)).cloned().collect(), ..new };
+    match endpoints.apply(&known) {
+        Ok(()) => tracing::info!("the configuration was read again"),
+        Err(e) => tracing::error!("not all of the new configuration is in force: {e}"),
     }
 }

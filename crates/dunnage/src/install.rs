@@ -62,6 +62,21 @@ TimeoutStopSec=120
 WantedBy=multi-user.target
 ";
 
+/// Optional: the socket is there before the daemon, so that a container that starts early waits instead of failing.
+pub const SOCKET: &str = "\
+[Unit]
+Description=Dunnage's volume plugin socket (optional: enable it to have the socket before the daemon runs)
+Documentation=man:dunnage(1)
+Before=docker.service
+
+[Socket]
+ListenStream=/run/docker/plugins/dunnage.sock
+SocketMode=0600
+
+[Install]
+WantedBy=sockets.target
+";
+
 struct Plan {
     root: PathBuf,
     binary: PathBuf,
@@ -105,6 +120,7 @@ impl Plan {
         let mut files = vec![
             (self.units.join("dunnage.service"), self.unit(SERVICE).into_bytes()),
             (self.units.join("dunnage-shutdown.service"), self.unit(SHUTDOWN).into_bytes()),
+            (self.units.join("dunnage.socket"), SOCKET.as_bytes().to_vec()),
             (self.bash.clone(), completion(Shell::Bash).into_bytes()),
             (self.zsh.clone(), completion(Shell::Zsh).into_bytes()),
             (self.fish.clone(), completion(Shell::Fish).into_bytes()),
@@ -179,6 +195,8 @@ pub fn uninstall(args: &InstallArgs, places: &Places) -> Result<()> {
             return Err(daemon::need_root("uninstall"));
         }
         refuse_while_held(places)?;
+        // Our folder for mounts, which is empty now. It is nobody's but ours, and not there if we never ran.
+        let _ = rustix::mount::unmount(places.state_dir.join("volumes"), rustix::mount::UnmountFlags::NOFOLLOW);
     }
     let plan = Plan::new(args)?;
     let paths = plan.files()?.into_iter().map(|(path, _)| path).chain([plan.binary.clone()]);

@@ -8,6 +8,7 @@ mod control;
 mod crash;
 mod daemon;
 mod demo;
+mod endpoints;
 mod install;
 mod instance;
 mod logging;

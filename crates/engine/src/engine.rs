@@ -194,7 +194,7 @@ impl Engine {
         self.driver(&volume.driver)?;
         let path = self.target(volume).path();
         // The claim is there before the work begins: whoever unmounts meanwhile sees it.
-        let claim = self.claim(volume, key, &path.display().to_string());
+        let claim = self.publish(volume, key, &path.display().to_string());
         let action = self.stage(call, volume).await?;
         claim.record().map_err(|e| e.of(&volume.name).during(&call.operation))?;
         Ok(Mounted { path, action, claim })
@@ -244,8 +244,8 @@ impl Engine {
         }
     }
 
-    /// The half of an unmount that concerns one caller.
-    fn unpublish(&self, volume: &VolumeId, key: &HolderKey) -> Result<UnmountAction> {
+    /// The half of an unmount that is one caller's.
+    pub fn unpublish(&self, volume: &VolumeId, key: &HolderKey) -> Result<UnmountAction> {
         let lane = self.lane(volume);
         let mut state = lock(&lane.state);
         let without_id = key.caller.id.is_none();
@@ -287,8 +287,8 @@ impl Engine {
         }
     }
 
-    /// Node mount to nothing, if nobody holds it.
-    pub(crate) async fn unstage(&self, call: &Call, volume: &VolumeId) -> Result<Outcome> {
+    /// Node mount to nothing, if nobody holds it: the half of an unmount that comes with the last holder.
+    pub async fn unstage(&self, call: &Call, volume: &VolumeId) -> Result<Outcome> {
         let job = self.submit(call, volume, Goal::Unstage);
         self.wait(call, volume, &job).await
     }
@@ -352,7 +352,8 @@ impl Engine {
         }
     }
 
-    fn claim(&self, volume: &VolumeId, key: HolderKey, target: &str) -> Claim {
+    /// The half of a mount that is one caller's: its hold on the volume, at `target`. It counts when it was confirmed.
+    pub fn publish(&self, volume: &VolumeId, key: HolderKey, target: &str) -> Claim {
         let lane = self.lane(volume);
         let mut state = lock(&lane.state);
         let now = self.0.settings.clock.now();

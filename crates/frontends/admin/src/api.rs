@@ -43,7 +43,7 @@ pub struct Admin {
     /// The engine.
     pub engine: Engine,
     /// The endpoints.
-    pub choices: RwLock<Vec<Choice>>,
+    pub choices: Arc<RwLock<Vec<Choice>>>,
     /// The daemon about itself.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
 }

@@ -6,13 +6,15 @@
 mod wire;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::convert::Infallible;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{ConnectInfo, State};
+use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::Request;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use dunnage_driver::Reach;
@@ -45,14 +47,25 @@ pub struct Endpoint {
     pub creates: bool,
 }
 
+/// An endpoint that may be configured anew while it is served.
+pub type SharedEndpoint = Arc<RwLock<Endpoint>>;
+
+/// What one request works with: the endpoint as it was when the request came.
 struct Frontend {
     engine: Engine,
     endpoint: Endpoint,
 }
 
+impl FromRequestParts<(Engine, SharedEndpoint)> for Frontend {
+    type Rejection = Infallible;
+    async fn from_request_parts(_: &mut Parts, (engine, endpoint): &(Engine, SharedEndpoint)) -> Result<Self, Infallible> {
+        let endpoint = endpoint.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Ok(Frontend { engine: engine.clone(), endpoint })
+    }
+}
+
 /// The endpoint's API.
-pub fn router(engine: Engine, endpoint: Endpoint) -> Router {
-    let frontend = Arc::new(Frontend { engine, endpoint });
+pub fn router(engine: Engine, endpoint: SharedEndpoint) -> Router {
     Router::new()
         .route("/Plugin.Activate", post(|| async { Answer::Activate.into_response() }))
         .route("/VolumeDriver.Capabilities", post(capabilities))
@@ -64,7 +77,7 @@ pub fn router(engine: Engine, endpoint: Endpoint) -> Router {
         .route("/VolumeDriver.Get", post(get))
         .route("/VolumeDriver.List", post(list))
         .fallback(unknown)
-        .with_state(frontend)
+        .with_state((engine, endpoint))
 }
 
 async fn unknown(request: Request<Body>) -> Response {
@@ -133,9 +146,7 @@ impl Frontend {
     }
 }
 
-type Shared = State<Arc<Frontend>>;
-
-async fn capabilities(State(frontend): Shared) -> Response {
+async fn capabilities(frontend: Frontend) -> Response {
     let scope = match frontend.engine.reach(&frontend.endpoint.driver) {
         Reach::Node => "local",
         Reach::Cluster => "global",
@@ -143,7 +154,7 @@ async fn capabilities(State(frontend): Shared) -> Response {
     Answer::Scope(scope).into_response()
 }
 
-async fn create(State(frontend): Shared, request: Request<Body>) -> Response {
+async fn create(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: CreateBody = read_json(request).await?;
         let call = frontend.call("Create", &body.name, LONG);
@@ -172,7 +183,7 @@ async fn create(State(frontend): Shared, request: Request<Body>) -> Response {
     answer(work.await)
 }
 
-async fn remove(State(frontend): Shared, request: Request<Body>) -> Response {
+async fn remove(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let call = frontend.call("Remove", &body.name, SHORT);
@@ -186,7 +197,7 @@ async fn remove(State(frontend): Shared, request: Request<Body>) -> Response {
     answer(work.await)
 }
 
-async fn mount(State(frontend): Shared, ConnectInfo(connection): ConnectInfo<Connection>, request: Request<Body>) -> Response {
+async fn mount(frontend: Frontend, ConnectInfo(connection): ConnectInfo<Connection>, request: Request<Body>) -> Response {
     let work = async {
         let body: MountBody = read_json(request).await?;
         let call = frontend.call("Mount", &body.name, LONG);
@@ -201,7 +212,7 @@ async fn mount(State(frontend): Shared, ConnectInfo(connection): ConnectInfo<Con
     answer(work.await)
 }
 
-async fn unmount(State(frontend): Shared, request: Request<Body>) -> Response {
+async fn unmount(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: MountBody = read_json(request).await?;
         let call = frontend.call("Unmount", &body.name, SHORT);
@@ -216,7 +227,7 @@ async fn unmount(State(frontend): Shared, request: Request<Body>) -> Response {
     answer(work.await)
 }
 
-async fn path(State(frontend): Shared, request: Request<Body>) -> Response {
+async fn path(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let view = frontend.owned(&frontend.volume(&body.name)?).await?;
@@ -225,7 +236,7 @@ async fn path(State(frontend): Shared, request: Request<Body>) -> Response {
     answer(work.await)
 }
 
-async fn get(State(frontend): Shared, request: Request<Body>) -> Response {
+async fn get(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let view = frontend.owned(&frontend.volume(&body.name)?).await?;
@@ -234,7 +245,7 @@ async fn get(State(frontend): Shared, request: Request<Body>) -> Response {
     answer(work.await)
 }
 
-async fn list(State(frontend): Shared) -> Response {
+async fn list(frontend: Frontend) -> Response {
     let work = async {
         let views = frontend.engine.list(&frontend.endpoint.driver, Some(&frontend.endpoint.name)).await?;
         Ok(Answer::Volumes(views.into_iter().map(|view| frontend.show(view)).collect()))
