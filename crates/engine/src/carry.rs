@@ -30,11 +30,12 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
         tracing::debug!(step = step.word(), "step");
         match step {
             Step::Done(outcome) => {
+                work.settle(&facts, outcome == Outcome::StillHeld)?;
                 tracing::info!(?outcome, "done");
                 return Ok(outcome);
             }
             Step::Refuse(error) => {
-                work.settle_refused(&facts)?;
+                work.settle(&facts, false)?;
                 tracing::warn!("refused: {error}");
                 return Err(error);
             }
@@ -120,6 +121,7 @@ impl Work<'_> {
             }
             Step::Mount => {
                 let request = self.mount_request(facts)?;
+                facts.mount_tried = true;
                 match host.mounts.mount(&request).await? {
                     Tried::Mounted(at) => facts.mounted = Some(at),
                     Tried::Found(probe) => facts.probe = Some(probe),
@@ -157,11 +159,12 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// A refused unmount of a busy volume leaves it as it was: still mounted, and nothing under way. (Where undoing
+    /// An unmount that came to nothing, for the volume is busy or held again, is not under way any more. (Where undoing
     /// failed, the intent stays for the next start.)
-    fn settle_refused(&self, facts: &Facts) -> Result<()> {
-        let busy = facts.recorded && matches!(facts.unmounted, Some(dunnage_host::Unmounted::Busy));
-        if busy && self.job.goal == Goal::Unstage { self.write_intent(None) } else { Ok(()) }
+    fn settle(&self, facts: &Facts, still_held: bool) -> Result<()> {
+        let busy = matches!(facts.unmounted, Some(dunnage_host::Unmounted::Busy));
+        let nothing = self.job.goal == Goal::Unstage && facts.recorded && (busy || still_held);
+        if nothing { self.write_intent(None) } else { Ok(()) }
     }
 
     fn write_intent(&self, intent: Option<Intent>) -> Result<()> {
@@ -171,6 +174,8 @@ impl Work<'_> {
     }
 
     fn remember(&self, info: Option<&VolumeInfo>) {
+        // A list that is being read may be older than this.
+        lock(&self.engine.0.touched).insert(self.volume.clone());
         let mut known = crate::view::write(&self.engine.0.known);
         match info {
             // Half-made volumes are nobody's business yet.

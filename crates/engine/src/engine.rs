@@ -3,7 +3,7 @@
 //! A verb puts a goal into its volume's lane, waits for it no longer than its caller would, and says what came of it.
 //! The work goes on when the caller has gone; a caller that has gone leaves no holder behind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -105,7 +105,10 @@ pub(crate) struct Inner {
     /// When each driver's whole list was last read; `None` while it never was.
     pub listed: RwLock<BTreeMap<DriverName, Timestamp>>,
     pub list_bell: tokio::sync::Notify,
-    pub listing: tokio::sync::Mutex<()>,
+    /// Held while a driver's list is read.
+    pub listing: Mutex<BTreeMap<DriverName, Arc<tokio::sync::Mutex<()>>>>,
+    /// What was learned of single volumes since the list that is being read was begun.
+    pub touched: Mutex<BTreeSet<VolumeId>>,
 }
 
 /// The engine. Cloning it is cheap: there is one.
@@ -149,17 +152,14 @@ impl Engine {
         lock(&self.0.ledger).write(entry)
     }
 
-    /// Makes sure that the volume exists as asked.
-    pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, VolumeInfo)> {
+    /// Makes sure that the volume exists as asked; says what it is, unless somebody was quick to remove it.
+    pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, Option<VolumeInfo>)> {
         let CreateRequest { volume, endpoint, asked, defaults } = request;
         self.driver(&volume.driver)?;
         let spec = asked.clone().over(&defaults).complete().map_err(|e| e.of(&volume.name))?;
         let job = self.submit(call, &volume, Goal::Create { asked, spec, endpoint });
         match self.wait(call, &volume, &job).await? {
-            Outcome::Created(action) => {
-                let info = self.known(&volume).ok_or_else(|| Error::internal("a created volume is not known").of(&volume.name))?;
-                Ok((action, info))
-            }
+            Outcome::Created(action) => Ok((action, self.known(&volume))),
             other => Err(unexpected(&other)),
         }
     }
@@ -170,7 +170,7 @@ impl Engine {
         let lane = self.lane(volume);
         let (holders, left) = {
             let state = lock(&lane.state);
-            (state.entry.holders.clone(), state.entry.staged.is_some())
+            (state.entry.holders.clone(), !state.entry.is_empty())
         };
         if !holders.is_empty() {
             let who = holders.iter().map(ToString::to_string).collect();
@@ -178,7 +178,7 @@ impl Engine {
             return Err(Error::in_use(who, self.node(), "it is mounted", next).of(&volume.name).during(&call.operation));
         }
         if left {
-            // Nobody holds it, and it could not be unmounted when the last holder went: try again first.
+            // Nobody holds it, and it could not be let go of when the last holder went: try again first.
             let job = self.submit(call, volume, Goal::Unstage);
             self.wait(call, volume, &job).await?;
         }
@@ -234,12 +234,9 @@ impl Engine {
             return Ok(done(action));
         }
         match self.unstage(call, volume).await? {
-            Outcome::Unstaged(_) if action == UnmountAction::NotHeld => Ok(done(UnmountAction::NotHeld)),
-            Outcome::Unstaged(_) => Ok(done(UnmountAction::Unmounted)),
+            Outcome::Unstaged(_) => Ok(done(action)),
             Outcome::StillHeld => Ok(done(UnmountAction::StillHeld)),
-            Outcome::Lingering(users) => {
-                Ok(Unmounted { action: UnmountAction::Unmounted, lingering: users.iter().map(ToString::to_string).collect() })
-            }
+            Outcome::Lingering(users) => Ok(Unmounted { action, lingering: users.iter().map(ToString::to_string).collect() }),
             other => Err(unexpected(&other)),
         }
     }
@@ -252,14 +249,21 @@ impl Engine {
         let action = match state.entry.holder(key) {
             None => UnmountAction::NotHeld,
             Some(holder) => {
+                let mut ends_claim = false;
                 if without_id {
                     (holder.count, holder.undecided, holder.provisional) = (0, 0, 0);
+                    ends_claim = true;
                 } else if holder.count > 0 {
                     holder.count -= 1;
                 } else if holder.undecided > 0 {
                     holder.undecided -= 1;
                 } else {
+                    // It has read an answer that we do not know yet to be read.
                     holder.provisional = holder.provisional.saturating_sub(1);
+                    ends_claim = true;
+                }
+                if ends_claim {
+                    state.end_claims_of(key, without_id);
                 }
                 UnmountAction::Unmounted
             }
@@ -330,7 +334,15 @@ impl Engine {
                 let _turn = lane.turn.lock().await;
                 let outcome = carry::run(&engine, &volume, &lane, &running).await;
                 // Done before anybody hears of it, so that nobody joins what is over.
-                lock(&lane.state).jobs.retain(|job| !Arc::ptr_eq(job, &running));
+                let left_over = {
+                    let mut state = lock(&lane.state);
+                    state.jobs.retain(|job| !Arc::ptr_eq(job, &running));
+                    state.is_left_over()
+                };
+                if left_over && running.goal == Goal::Stage {
+                    // Everybody who wanted it has gone meanwhile.
+                    engine.background(&volume, Goal::Unstage);
+                }
                 running.finish(outcome.map_err(|e| e.of(&volume.name).on(engine.node()).during(&running.operation)));
             }
             .instrument(span),
@@ -374,8 +386,9 @@ impl Engine {
                 target: target.to_owned(),
             }),
         }
+        let id = state.add_claim(&key);
         drop(state);
-        Claim { engine: self.clone(), volume: volume.clone(), key, settled: false }
+        Claim { engine: self.clone(), volume: volume.clone(), key, id }
     }
 
     /// What is remembered of a volume.
@@ -397,7 +410,7 @@ pub struct Claim {
     engine: Engine,
     volume: VolumeId,
     key: HolderKey,
-    settled: bool,
+    id: u64,
 }
 
 impl Claim {
@@ -409,17 +422,15 @@ impl Claim {
     }
 
     /// The caller has the answer: from now on it holds the volume.
-    pub fn delivered(mut self) {
-        self.settled = true;
+    pub fn delivered(self) {
         let lane = self.engine.lane(&self.volume);
         let mut state = lock(&lane.state);
-        let without_id = self.key.caller.id.is_none();
-        // Not there any more: the caller was quick, and has unmounted already.
-        if let Some(holder) = state.entry.holder(&self.key)
-            && holder.provisional > 0
+        // Ended already: the caller was quick, and has unmounted before we knew that it had read.
+        if state.end_claim(self.id)
+            && let Some(holder) = state.entry.holder(&self.key)
         {
-            holder.provisional -= 1;
-            holder.count = if without_id { 1 } else { holder.count + 1 };
+            holder.provisional = holder.provisional.saturating_sub(1);
+            holder.count = if self.key.caller.id.is_none() { 1 } else { holder.count + 1 };
         }
         if let Err(e) = self.engine.persist(&state.entry) {
             tracing::error!(volume = %self.volume, "a holder could not be confirmed in the ledger: {e}");
@@ -429,11 +440,11 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.settled {
-            return;
-        }
         let lane = self.engine.lane(&self.volume);
         let mut state = lock(&lane.state);
+        if !state.end_claim(self.id) {
+            return; // delivered, or given back
+        }
         if let Some(holder) = state.entry.holder(&self.key) {
             holder.provisional = holder.provisional.saturating_sub(1);
         }
@@ -441,12 +452,12 @@ impl Drop for Claim {
         if let Err(e) = self.engine.persist(&state.entry) {
             tracing::error!(volume = %self.volume, "a holder that has gone could not be taken out of the ledger: {e}");
         }
-        let wanted = !state.entry.holders.is_empty() || (state.entry.is_empty() && state.jobs.is_empty());
+        // While a job runs, its end sees to what is left.
+        let left_over = state.is_left_over();
         drop(state);
-        if !wanted && tokio::runtime::Handle::try_current().is_ok() {
-            let call = Call { operation: self.engine.operation(), patience: Duration::ZERO };
-            tracing::info!(operation = %call.operation, volume = %self.volume, holder = %self.key, "its caller has gone without the answer");
-            self.engine.submit(&call, &self.volume, Goal::Unstage);
+        if left_over && tokio::runtime::Handle::try_current().is_ok() {
+            tracing::info!(volume = %self.volume, holder = %self.key, "its caller has gone without the answer");
+            self.engine.background(&self.volume, Goal::Unstage);
         }
     }
 }

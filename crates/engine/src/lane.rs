@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dunnage_model::{Error, OperationId, Result};
+use dunnage_model::{Error, HolderKey, OperationId, Result};
 use jiff::Timestamp;
 use tokio::sync::watch;
 
@@ -62,9 +62,18 @@ impl Job {
     }
 }
 
+/// A claim on a lane: whose, and which. (One key may have several, and they are not the same.)
+pub(crate) struct Claimed {
+    pub id: u64,
+    pub key: HolderKey,
+}
+
 pub(crate) struct LaneState {
     /// The ledger's entry, as it is to be written.
     pub entry: Entry,
+    /// Answers on their way, oldest first: one for each provisional count.
+    pub claims: VecDeque<Claimed>,
+    pub next_claim: u64,
     /// Jobs that are not done, the running one first.
     pub jobs: VecDeque<Arc<Job>>,
 }
@@ -75,9 +84,42 @@ pub(crate) struct Lane {
     pub turn: tokio::sync::Mutex<()>,
 }
 
+impl LaneState {
+    /// Nobody holds it, nothing is being done to it, and something of it is here.
+    pub fn is_left_over(&self) -> bool {
+        self.jobs.is_empty() && self.entry.holders.is_empty() && !self.entry.is_empty()
+    }
+
+    /// A new claim of this key.
+    pub fn add_claim(&mut self, key: &HolderKey) -> u64 {
+        self.next_claim += 1;
+        self.claims.push_back(Claimed { id: self.next_claim, key: key.clone() });
+        self.next_claim
+    }
+
+    /// Ends a claim; false if it was ended before, by an unmount that was quicker than our knowing.
+    pub fn end_claim(&mut self, id: u64) -> bool {
+        let at = self.claims.iter().position(|claim| claim.id == id);
+        at.and_then(|at| self.claims.remove(at)).is_some()
+    }
+
+    /// Ends this key's claims: the oldest, or all.
+    pub fn end_claims_of(&mut self, key: &HolderKey, all: bool) {
+        let mut ended = false;
+        self.claims.retain(|claim| {
+            let ends = claim.key == *key && (all || !ended);
+            ended |= ends;
+            !ends
+        });
+    }
+}
+
 impl Lane {
     pub fn new(entry: Entry) -> Self {
-        Lane { state: Mutex::new(LaneState { entry, jobs: VecDeque::new() }), turn: tokio::sync::Mutex::new(()) }
+        Lane {
+            state: Mutex::new(LaneState { entry, claims: VecDeque::new(), next_claim: 0, jobs: VecDeque::new() }),
+            turn: tokio::sync::Mutex::new(()),
+        }
     }
 
     /// The job that runs, and how long it has.

@@ -213,7 +213,10 @@ impl Ledger {
         if self.open.remove(volume).is_none() {
             return Ok(());
         }
-        std::fs::remove_file(self.path(volume)).map_err(self.failed("write"))
+        match std::fs::remove_file(self.path(volume)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(self.failed("write")(e)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -331,7 +331,6 @@ fn a_forgotten_volume_can_be_written_again() {
 }
 
 #[test]
-#[ignore = "defect: forget() fails when its file is not there any more"]
 fn forgetting_an_entry_whose_file_somebody_has_removed_is_no_error() {
     let folder = folder();
     let (mut ledger, _) = open(&folder);

@@ -170,6 +170,7 @@ pub struct Facts {
     /// What a mount found instead of what must be there, or with errors.
     pub probe: Option<Probe>,
     pub checked: bool,
+    pub mount_tried: bool,
     pub mounted: Option<MountedAt>,
     pub committed: bool,
     pub unmounted: Option<Unmounted>,
@@ -227,6 +228,8 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
             Some(Probe::Blank) if !f.formatted => Step::Format,
             Some(Probe::Blank) if !f.published => Step::Publish,
             Some(Probe::Blank) => Step::Done(Outcome::Created(CreateAction::Created)),
+            // Not even looked into any further: the file is this run's own, and goes with its record.
+            Some(_) if f.removed.is_none() => Step::Remove,
             Some(other) => Step::Refuse(not_blank(other)),
         },
     }
@@ -282,12 +285,7 @@ fn stage(f: &Facts) -> Step {
     if let Some(there) = at {
         // Mounted, and the ledger does not know: it is ours if it is our device, and nobody's to touch if not.
         return if there.device != attached.number {
-            Step::Refuse(Error::in_use(
-                vec![format!("device {}", there.device)],
-                HERE,
-                "another device is mounted where it belongs",
-                "find out what mounted it, and unmount it",
-            ))
+            undo_stage(f, foreign_mount(there.device))
         } else if !f.committed {
             Step::Commit
         } else {
@@ -316,17 +314,32 @@ fn undo_stage(f: &Facts, error: Error) -> Step {
     if f.undo_failed || !f.recorded || f.released {
         return Step::Refuse(error);
     }
-    match (&f.mounted, &f.unmounted) {
-        (Some(mounted), None) => return Step::Unmount(mounted.device),
-        (Some(_), Some(Unmounted::Busy | Unmounted::Foreign(_))) => return Step::Refuse(error),
+    let device = f.attached.as_ref().map(|attached| attached.number);
+    // A mount that was tried may have been made, whatever came back.
+    match (device, &f.unmounted) {
+        (Some(device), None) if f.mount_tried && f.probe.is_none() => return Step::Unmount(device),
+        (_, Some(Unmounted::Busy | Unmounted::Foreign(_))) => return Step::Refuse(error),
         _ => {}
     }
-    // What was attached before us is somebody's: a mount that we did not make may live on it.
-    let ours = f.attached.as_ref().is_none_or(|attached| !attached.found);
-    if ours && f.detached.is_none() && f.at == Some(None) {
-        return Step::Detach(f.attached.as_ref().map(|attached| attached.number));
+    // What is mounted here lives on its device. (A loop of our image that we found is ours to let go of too: a superblock
+    // on it, in whatever namespace, keeps it.)
+    let lives_on = f.at.flatten().map(|there| there.device);
+    if f.detached.is_none() && (lives_on.is_none() || (device.is_some() && lives_on != device)) {
+        return Step::Detach(device);
+    }
+    if f.detached == Some(Detached::Lingering) {
+        return Step::Refuse(error); // and stays written down
     }
     Step::Release
+}
+
+fn foreign_mount(device: DeviceNumber) -> Error {
+    Error::in_use(
+        vec![format!("device {device}")],
+        HERE,
+        "another device is mounted where it belongs",
+        "find out what mounted it, and unmount it",
+    )
 }
 
 fn unstage(f: &Facts) -> Step {
@@ -334,8 +347,11 @@ fn unstage(f: &Facts) -> Step {
     if f.holders > 0 && f.unmounted.is_none() {
         return Step::Done(Outcome::StillHeld);
     }
-    if let Some(error) = &f.failure {
-        return Step::Refuse(error.clone());
+    match (&f.failure, &f.unmounted) {
+        // That it is busy is what matters, even when nobody can say by whom.
+        (Some(_), Some(Unmounted::Busy)) => return Step::Refuse(busy(f.users.as_deref().unwrap_or_default())),
+        (Some(error), _) => return Step::Refuse(error.clone()),
+        (None, _) => {}
     }
     let Some(at) = f.at else { return Step::LookAtMount };
     let Some(volume) = &f.volume else { return Step::Inspect };
@@ -350,12 +366,9 @@ fn unstage(f: &Facts) -> Step {
             match &f.attached {
                 None => return Step::Attach,
                 Some(attached) if attached.number != there.device => {
-                    return Step::Refuse(Error::in_use(
-                        vec![format!("device {}", there.device)],
-                        HERE,
-                        "another device is mounted where it belongs",
-                        "find out what mounted it, and unmount it",
-                    ));
+                    // Attached only to tell them apart.
+                    let ours = !attached.found && f.detached.is_none();
+                    return if ours { Step::Detach(Some(attached.number)) } else { Step::Refuse(foreign_mount(there.device)) };
                 }
                 Some(_) => {}
             }
@@ -444,7 +457,10 @@ fn not_what_was_recorded(found: &str) -> Error {
 }
 
 fn still_has_errors() -> Error {
-    Error::unavailable("its filesystem has errors that a check has not mended", "keep a copy of the volume, then run 'e2fsck -f' on it by hand")
+    Error::unavailable(
+        "its filesystem has errors that a check has not mended",
+        "keep a copy of the volume, then run 'e2fsck -f' on it by hand",
+    )
 }
 
 fn damaged(info: &VolumeInfo) -> Error {

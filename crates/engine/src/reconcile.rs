@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
+use dunnage_driver::Driver;
 use dunnage_host::MountEntry;
 use dunnage_model::{EndpointName, Result, VolumeId, VolumeState};
 
@@ -74,7 +75,8 @@ impl Engine {
             known: RwLock::default(),
             listed: RwLock::default(),
             list_bell: tokio::sync::Notify::new(),
-            listing: tokio::sync::Mutex::new(()),
+            listing: Mutex::default(),
+            touched: Mutex::default(),
         }));
         for (volume, goal) in jobs {
             tracing::info!(volume = %volume, goal = goal.word(), "left unfinished: taken up again");
@@ -83,28 +85,36 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Asks the platforms what they have, and finishes or undoes what crashes have left there.
+    /// Asks the platforms what they have, and finishes or undoes what crashes have left there. One that hangs does not
+    /// keep another waiting.
     pub async fn settle(&self) {
+        let mut asking = tokio::task::JoinSet::new();
         for driver in self.0.drivers.values() {
-            if let Err(e) = self.refresh(driver.name()).await {
-                tracing::error!(driver = %driver.name(), "cannot be listed: {e}");
-                continue;
-            }
-            match driver.attachments().await {
-                Ok(attachments) => {
-                    for attachment in attachments {
-                        let volume = VolumeId { driver: driver.name().clone(), name: attachment.name };
-                        let lane = self.lane(&volume);
-                        let state = lock(&lane.state);
-                        let idle = state.entry.is_empty() && state.jobs.is_empty();
-                        drop(state);
-                        if idle {
-                            tracing::warn!(volume = %volume, device = %attachment.number, "attached, and nobody wants it: let go");
-                            self.background(&volume, Goal::Unstage);
-                        }
-                    }
-                }
-                Err(e) => tracing::error!(driver = %driver.name(), "cannot say what is attached: {e}"),
+            let (engine, driver) = (self.clone(), driver.clone());
+            asking.spawn(async move { engine.settle_one(&*driver).await });
+        }
+        while asking.join_next().await.is_some() {}
+    }
+
+    async fn settle_one(&self, driver: &dyn Driver) {
+        if let Err(e) = self.refresh(driver.name()).await {
+            tracing::error!(driver = %driver.name(), "cannot be listed: {e}");
+            return;
+        }
+        let attachments = match driver.attachments().await {
+            Ok(attachments) => attachments,
+            Err(e) => return tracing::error!(driver = %driver.name(), "cannot say what is attached: {e}"),
+        };
+        for attachment in attachments {
+            let volume = VolumeId { driver: driver.name().clone(), name: attachment.name };
+            let lane = self.lane(&volume);
+            let idle = {
+                let state = lock(&lane.state);
+                state.entry.is_empty() && state.jobs.is_empty()
+            };
+            if idle {
+                tracing::warn!(volume = %volume, device = %attachment.number, "attached, and nobody wants it: let go");
+                self.background(&volume, Goal::Unstage);
             }
         }
     }
@@ -112,7 +122,10 @@ impl Engine {
     /// Reads a driver's whole list into memory, and takes up what is half done there.
     pub(crate) async fn refresh(&self, name: &dunnage_model::DriverName) -> Result<()> {
         let driver = self.driver(name)?.clone();
-        let _one_at_a_time = self.0.listing.lock().await;
+        let listing_lock = self.listing_lock(name);
+        let _one_at_a_time = listing_lock.lock().await;
+        // What is learned from here on is newer than the list.
+        lock(&self.0.touched).retain(|id| id.driver != *name);
         let listing = driver.list().await?;
         for error in &listing.unreadable {
             tracing::error!(driver = %name, "a volume cannot be read: {error}");
@@ -121,11 +134,12 @@ impl Engine {
         let mut half_done = Vec::new();
         {
             let mut known = crate::view::write(&self.0.known);
-            known.retain(|id, _| id.driver != *name);
+            let touched = lock(&self.0.touched);
+            known.retain(|id, _| id.driver != *name || touched.contains(id));
             for info in listing.volumes {
                 if matches!(info.state, VolumeState::Creating | VolumeState::Removing) {
                     half_done.push(info.id.clone());
-                } else {
+                } else if !touched.contains(&info.id) {
                     known.insert(info.id.clone(), crate::engine::Known { info, seen: now });
                 }
             }
@@ -139,14 +153,16 @@ impl Engine {
         Ok(())
     }
 
+    /// One list of a driver is read at a time.
+    pub(crate) fn listing_lock(&self, name: &dunnage_model::DriverName) -> Arc<tokio::sync::Mutex<()>> {
+        lock(&self.0.listing).entry(name.clone()).or_default().clone()
+    }
+
     /// Tries again to unmount what nobody holds, and could not be unmounted when the last holder went.
     pub fn sweep(&self) {
         let left: Vec<VolumeId> = crate::view::read(&self.0.lanes)
             .iter()
-            .filter(|(_, lane)| {
-                let state = lock(&lane.state);
-                state.jobs.is_empty() && state.entry.holders.is_empty() && !state.entry.is_empty()
-            })
+            .filter(|(_, lane)| lock(&lane.state).is_left_over())
             .map(|(volume, _)| volume.clone())
             .collect();
         for volume in left {
@@ -159,7 +175,7 @@ impl Engine {
         });
     }
 
-    fn background(&self, volume: &VolumeId, goal: Goal) {
+    pub(crate) fn background(&self, volume: &VolumeId, goal: Goal) {
         let call = Call { operation: self.operation(), patience: Duration::ZERO };
         self.submit(&call, volume, goal);
     }
@@ -179,13 +195,13 @@ pub(crate) fn judge(entry: &mut Entry, seen: Option<&MountEntry>) -> Verdict {
         // Not mounted when the daemon died: no answer had left.
         holder.provisional = 0;
     }
-    if entry.staged.is_some() && !there {
+    entry.sweep();
+    if !there {
         for holder in &entry.holders {
             tracing::warn!(volume = %entry.volume, %holder, "held a mount that is gone: dropped");
         }
         entry.holders.clear();
     }
-    entry.sweep();
     if there && entry.intent.is_none() && !entry.holders.is_empty() {
         return Verdict::Keep;
     }

@@ -143,7 +143,6 @@ fn a_mount_again_after_somebody_took_it_away_is_undone_when_the_crash_came_befor
 }
 
 #[test]
-#[ignore = "defect: judge() keeps the counted holders of an entry that has no mount, in the ledger or in the kernel"]
 fn a_holder_without_any_mount_is_dropped() {
     let mut entry = Entry { holders: vec![holder(1, 0, 0)], ..nothing() };
     judge(&mut entry, None);

@@ -187,7 +187,7 @@ impl Engine {
     async fn listed(&self, driver: &DriverName) -> Result<()> {
         let when = || read(&self.0.listed).get(driver).copied();
         if let Some(when) = when() {
-            if self.0.settings.clock.now().as_second() - when.as_second() > STALE_SECONDS && self.0.listing.try_lock().is_ok() {
+            if self.0.settings.clock.now().as_second() - when.as_second() > STALE_SECONDS && self.listing_lock(driver).try_lock().is_ok() {
                 let (engine, driver) = (self.clone(), driver.clone());
                 tokio::spawn(async move {
                     if let Err(e) = engine.refresh(&driver).await {

@@ -163,7 +163,7 @@ impl Tasks {
         bell
     }
 
-    /// The names of the tasks so far.
+    /// The names of the tasks so far; one that hangs with its work done adds `NAME is done`.
     pub fn calls(&self) -> Vec<String> {
         self.calls.lock().expect("calls").clone()
     }
@@ -203,6 +203,7 @@ impl Runner for Tasks {
             }
             Some(TaskFault::HangAfter(bell)) => {
                 let answer = self.inner.run_frame(frame).await;
+                self.calls.lock().expect("calls").push(format!("{name} is done"));
                 bell.notified().await;
                 answer
             }
@@ -389,7 +390,8 @@ impl Machine {
     /// What is mounted is attached and held, and nothing else is.
     pub fn assert_consistent(&self, engine: &Engine, when: &str) {
         let ledger = self.in_ledger();
-        let held: Vec<PathBuf> = ledger.values().filter(|entry| !entry.holders.is_empty()).map(|e| self.path(e.volume.name.as_str())).collect();
+        let held: Vec<PathBuf> =
+            ledger.values().filter(|entry| !entry.holders.is_empty()).map(|e| self.path(e.volume.name.as_str())).collect();
         assert_eq!(self.fake.mounted(), held, "mounted and held differ {when}: {ledger:?}");
         assert_eq!(self.attached(), held.len(), "attached and mounted differ {when}");
         assert_eq!(engine.active().len(), held.len(), "something is unfinished {when}: {:?}", engine.active());
@@ -434,7 +436,7 @@ pub fn request(name: &str) -> CreateRequest {
     CreateRequest { volume: volume(name), endpoint: endpoint(), asked, defaults: PartialSpec::default() }
 }
 
-pub async fn create(engine: &Engine, name: &str) -> Result<(CreateAction, VolumeInfo)> {
+pub async fn create(engine: &Engine, name: &str) -> Result<(CreateAction, Option<VolumeInfo>)> {
     engine.create(&call(engine), request(name)).await
 }
 

@@ -175,7 +175,9 @@ async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>
         let options = body.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         let parsed = parse_options(options, choice.hints, volume.driver.as_str()).map_err(|e| e.of(&volume.name))?;
         let request = CreateRequest { volume, endpoint: choice.endpoint, asked: parsed.spec, defaults: choice.defaults };
+        let name = request.volume.name.clone();
         let (action, volume) = admin.engine.create(&call, request).await?;
+        let volume = volume.ok_or_else(|| Error::not_found(format!("it was {action}, and removed by somebody since"), "create it again").of(&name))?;
         Ok(Created { action, volume, unheeded: parsed.unheeded })
     };
     reply(work.await)
