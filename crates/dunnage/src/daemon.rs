@@ -153,7 +153,13 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         engine.drained(&Call { patience: Duration::from_secs(5), ..call }).await;
     }
     // Answers that are on their way get out.
-    let answered = async { tokio::join!(endpoints.answered(), async { if !admin_socket.is_finished() { let _ = admin_socket.await; } }) };
+    let answered = async {
+        tokio::join!(endpoints.answered(), async {
+            if !admin_socket.is_finished() {
+                let _ = admin_socket.await;
+            }
+        })
+    };
     let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
     told
 }

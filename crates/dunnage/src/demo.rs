@@ -149,7 +149,8 @@ impl Stage {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| Error::os("cannot start", &e))?;
         let client = Client::new(self.places.plugin_dir.join("dunnage.sock"));
         let answer = runtime.block_on(client.send("POST", &format!("/VolumeDriver.{call}"), &[], body))?;
-        let answer: Value = serde_json::from_slice(&answer.body).map_err(|e| Error::internal(format!("the daemon answered no JSON: {e}")))?;
+        let answer: Value =
+            serde_json::from_slice(&answer.body).map_err(|e| Error::internal(format!("the daemon answered no JSON: {e}")))?;
         println!("      POST /VolumeDriver.{call} {body}");
         println!("      {answer}");
         match answer.get("Err").and_then(Value::as_str) {
@@ -205,7 +206,9 @@ fn story(stage: &Stage) -> Result<()> {
     let ready = stage.start()?;
     show(&format!("serving after {} ms at {}", ready.as_millis(), stage.places.plugin_dir.join("dunnage.sock").display()));
 
-    say(&format!("2. A container asks for a volume by name, as 'docker run -v {VOLUME}:/data --volume-driver dunnage' would.\n   dockerd has it created ..."));
+    say(&format!(
+        "2. A container asks for a volume by name, as 'docker run -v {VOLUME}:/data --volume-driver dunnage' would.\n   dockerd has it created ..."
+    ));
     stage.docker("Create", &json!({ "Name": VOLUME, "Opts": { "size": "1GiB" } }))?;
     show("a sparse image file is made, proven blank, and only then formatted; its record is on disk before each step");
     println!("   ... and mounted for the container:");
@@ -240,7 +243,11 @@ fn story(stage: &Stage) -> Result<()> {
     stage.start()?;
     let inspected = stage.inspect()?;
     expect(inspected.volume.holders.len() == 1, "the holder was forgotten")?;
-    show(&format!("state: {}; holder: {}", inspected.volume.state(), inspected.volume.holders.iter().map(ToString::to_string).collect::<String>()));
+    show(&format!(
+        "state: {}; holder: {}",
+        inspected.volume.state(),
+        inspected.volume.holders.iter().map(ToString::to_string).collect::<String>()
+    ));
 
     say("6. Somebody tries to remove the volume while the container runs. That is refused, and says who has it.");
     match ask::<Value>(&stage.places, Duration::from_secs(10), "DELETE", &format!("/v1/volumes/{VOLUME}"), &()) {
@@ -248,7 +255,9 @@ fn story(stage: &Stage) -> Result<()> {
         Ok(_) => return Err(Error::internal("the demonstration failed: a volume in use was removed")),
     }
 
-    say("7. The container ends. With its last holder the volume is unmounted and detached, and its mountpoint is gone, so that\n   nothing is ever written beside it by mistake.");
+    say(
+        "7. The container ends. With its last holder the volume is unmounted and detached, and its mountpoint is gone, so that\n   nothing is ever written beside it by mistake.",
+    );
     stage.docker("Unmount", &mount)?;
     expect(!path.exists(), "the mountpoint is there still")?;
     show(&format!("{} does not exist any more", path.display()));

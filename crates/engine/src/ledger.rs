@@ -177,7 +177,7 @@ impl Ledger {
         match self.open.get_mut(&entry.volume) {
             Some(slots) if needed <= slots.slot => {
                 slots.generation += 1;
-                let at = if slots.generation % 2 == 0 { 0 } else { slots.slot as u64 };
+                let at = if slots.generation.is_multiple_of(2) { 0 } else { slots.slot as u64 };
                 let bytes = frame(slots.generation, &text);
                 slots.file.write_all_at(&bytes, at).map_err(self.failed("write"))
             }
@@ -195,7 +195,7 @@ impl Ledger {
         let make = || -> std::io::Result<File> {
             let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             let mut content = vec![0; 2 * slot];
-            let at = if generation % 2 == 0 { 0 } else { slot };
+            let at = if generation.is_multiple_of(2) { 0 } else { slot };
             let bytes = frame(generation, text);
             if let Some(room) = content.get_mut(at..at + bytes.len()) {
                 room.copy_from_slice(&bytes);

@@ -1,7 +1,7 @@
 //! Two thousand random verbs with random faults, hangs, restarts and reboots, against a model that only counts.
 //!
 //! The seed is printed; `DUNNAGE_SEED=N cargo test -p dunnage-engine --test random` runs it again.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod common;
 

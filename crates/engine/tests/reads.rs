@@ -325,3 +325,23 @@ mod a_list_that_is_on_its_way {
         assert_eq!(engine.inspect(&volume("pg")).await.expect("there").volume.info.state, dunnage_model::VolumeState::Ready);
     }
 }
+
+mod an_answer_that_is_on_its_way {
+    use super::*;
+
+    #[tokio::test]
+    async fn does_not_bring_back_a_volume_that_was_removed_meanwhile() {
+        let machine = Machine::new();
+        let engine = machine.with_pg().await;
+        let bell = machine.tasks.hang_after("local.inspect");
+        let pg = volume("pg");
+        let (inspected, ()) = tokio::join!(engine.inspect(&pg), async {
+            until("the platform has answered", async || machine.tasks.calls().contains(&"local.inspect is done".to_owned())).await;
+            engine.remove(&call(&engine), &pg).await.expect("removed");
+            bell.notify_one();
+        });
+        drop(inspected);
+        assert_eq!(error(engine.get(&pg).await).word(), "not_found");
+        assert_eq!(listed(&engine).await, Vec::<String>::new());
+    }
+}

@@ -410,6 +410,22 @@ mod law_9_an_answer_counts_when_it_was_read {
     }
 
     #[tokio::test]
+    async fn a_caller_that_has_gone_while_something_else_is_done_to_the_volume_leaves_no_mount() {
+        let machine = Machine::new();
+        let engine = machine.with_pg().await;
+        let mounted = mount(&engine, "pg", &docker("a")).await.expect("mounted");
+        let bell = machine.tasks.hang("local.inspect");
+        let (created, ()) = tokio::join!(create(&engine, "pg"), async {
+            until_at_step(&engine, "pg", "inspect").await;
+            drop(mounted);
+            bell.notify_one();
+        });
+        assert_eq!(created.expect("there").0, CreateAction::AlreadyThere);
+        rest(&engine).await;
+        machine.assert_clean("after a caller that has gone");
+    }
+
+    #[tokio::test]
     async fn a_call_that_is_given_up_in_the_middle_leaves_nothing() {
         let machine = Machine::new();
         let engine = machine.with_pg().await;

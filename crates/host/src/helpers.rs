@@ -248,7 +248,7 @@ mod tests {
         const NAME: &'static str = "test.half";
         type Output = u32;
         fn run(self) -> Result<u32> {
-            if self.0 % 2 == 0 { Ok(self.0 / 2) } else { Err(Error::invalid("n", "odd", "give an even one")) }
+            if self.0.is_multiple_of(2) { Ok(self.0 / 2) } else { Err(Error::invalid("n", "odd", "give an even one")) }
         }
     }
 

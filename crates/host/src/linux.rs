@@ -16,8 +16,8 @@ use dunnage_model::{FsKind, Result};
 
 use crate::helpers::{Registry, Runner, run};
 use crate::{
-    Checked, Detached, DeviceNumber, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
-    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
+    Checked, Detached, DeviceNumber, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest, MountedAt,
+    Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
 };
 
 pub use mounts::space_at;

@@ -1,5 +1,7 @@
 //! The driver against the suite that every driver passes, on the host in memory, and what is its own.
 
+#![allow(clippy::expect_used, clippy::panic)] // a test fails by them
+
 use dunnage_driver::conformance::{Bench, CASES};
 use dunnage_driver::{Driver, NewVolume, Provision};
 use dunnage_driver_local::{Limits, Local, tasks};

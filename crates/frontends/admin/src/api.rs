@@ -177,7 +177,8 @@ async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>
         let request = CreateRequest { volume, endpoint: choice.endpoint, asked: parsed.spec, defaults: choice.defaults };
         let name = request.volume.name.clone();
         let (action, volume) = admin.engine.create(&call, request).await?;
-        let volume = volume.ok_or_else(|| Error::not_found(format!("it was {action}, and removed by somebody since"), "create it again").of(&name))?;
+        let volume = volume
+            .ok_or_else(|| Error::not_found(format!("it was {action}, and removed by somebody since"), "create it again").of(&name))?;
         Ok(Created { action, volume, unheeded: parsed.unheeded })
     };
     reply(work.await)

@@ -16,8 +16,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, Mount
 use serde::{Deserialize, Serialize};
 
 use super::sys::{device_number, failed, refused, writable_clone};
-use crate::helpers::Task;
 use super::tools::probe_file;
+use crate::helpers::Task;
 use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
 
 /// What our tmpfs is called in the table of mounts.
@@ -235,10 +235,7 @@ fn with_writable(root: &Path, work: impl FnOnce(BorrowedFd<'_>) -> rustix::io::R
     }
     KEPT.with_borrow_mut(|kept| {
         let stat = rustix::fs::statx(CWD, root, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
-        let now = MountedAt {
-            device: DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor },
-            mount_id: stat.stx_mnt_id,
-        };
+        let now = MountedAt { device: DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, mount_id: stat.stx_mnt_id };
         let view = match kept.take() {
             Some((path, at, view)) if path == root && at == now => view,
             _ => writable_clone(root)?,
