@@ -90,6 +90,8 @@ impl Task for Table {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -108,6 +110,6 @@ mod tests {
 
     #[test]
     fn the_running_kernel_s_own_table_is_read() {
-        assert!(read().expect("mountinfo").iter().any(|line| line.mountpoint == "/"));
+        assert!(read().expect("mountinfo").iter().any(|line| line.mountpoint == Path::new("/")));
     }
 }
