@@ -72,6 +72,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
 
+    let inherited = inherited()?;
     let helpers = Arc::new(Helpers::new(PathBuf::from("/proc/self/exe")));
     helpers.prefork(2)?;
     let tools = Tools::find();
@@ -103,7 +104,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     })
     .await?;
 
-    let mut endpoints = Endpoints::new(places, engine.clone(), inherited()?);
+    let mut endpoints = Endpoints::new(places, engine.clone(), inherited);
     endpoints.apply(&config)?;
     let (stop, stopped) = watch::channel(false);
     let status = {

@@ -27,6 +27,10 @@ pub fn inherited() -> Result<HashMap<PathBuf, Listening>> {
     for index in 0..fds.len() {
         let failed = |e: std::io::Error| Error::os("cannot use a socket that was handed over", &e);
         let listener: Option<UnixListener> = fds.take_unix_listener(index).map_err(failed)?;
+        if let Some(listener) = &listener {
+            // It is ours, and not our helpers'.
+            rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        }
         if let Some(listener) = listener
             && let Some(path) = listener.local_addr().ok().and_then(|address| address.as_pathname().map(Path::to_owned))
         {

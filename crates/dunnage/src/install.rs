@@ -40,13 +40,14 @@ WantedBy=multi-user.target
 Also=dunnage-shutdown.service
 ";
 
-/// The end of a machine's day: stopped after the containers and before the daemon and the network.
+/// The end of a machine's day: stopped after the containers and before the daemon and the network. It only wants the
+/// daemon: a daemon that is stopped and started by hand must not take this along. Nobody but a shutdown stops it.
 pub const SHUTDOWN: &str = "\
 [Unit]
 Description=Let go of all Dunnage volumes when the machine shuts down
 Documentation=man:dunnage(1)
 After=dunnage.service network.target remote-fs.target
-Requires=dunnage.service
+Wants=dunnage.service
 Before=docker.service podman.service nomad.service kubelet.service mesos-slave.service
 DefaultDependencies=yes
 RefuseManualStop=yes
@@ -55,7 +56,7 @@ RefuseManualStop=yes
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/true
-ExecStop=/bin/sh -c 'systemctl is-system-running | grep -q stopping || exit 0; exec @BINARY@ stop --release'
+ExecStop=@BINARY@ stop --release
 TimeoutStopSec=120
 
 [Install]

@@ -222,6 +222,8 @@ impl Work<'_> {
             uuid: info.fs_uuid.ok_or_else(|| Error::internal("a volume without a filesystem was to be mounted"))?,
             target: self.engine.target(self.volume),
             mode: info.spec.access.publish_mode(),
+            // A thick volume keeps the space that it was given.
+            discard: !info.spec.thick,
         })
     }
 }

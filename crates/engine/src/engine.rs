@@ -155,7 +155,7 @@ impl Engine {
     /// Makes sure that the volume exists as asked; says what it is, unless somebody was quick to remove it.
     pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, Option<VolumeInfo>)> {
         let CreateRequest { volume, endpoint, asked, defaults } = request;
-        self.driver(&volume.driver)?;
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let spec = asked.clone().over(&defaults).complete().map_err(|e| e.of(&volume.name))?;
         let job = self.submit(call, &volume, Goal::Create { asked, spec, endpoint });
         match self.wait(call, &volume, &job).await? {
@@ -166,7 +166,7 @@ impl Engine {
 
     /// Removes the volume, if nobody holds it.
     pub async fn remove(&self, call: &Call, volume: &VolumeId) -> Result<RemoveAction> {
-        self.driver(&volume.driver)?;
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let lane = self.lane(volume);
         let (holders, left) = {
             let state = lock(&lane.state);
@@ -191,7 +191,7 @@ impl Engine {
 
     /// Makes sure that the volume is mounted on this node, and publishes it to a caller at that place.
     pub async fn mount(&self, call: &Call, volume: &VolumeId, key: HolderKey) -> Result<Mounted> {
-        self.driver(&volume.driver)?;
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let path = self.target(volume).path();
         // The claim is there before the work begins: whoever unmounts meanwhile sees it.
         let claim = self.publish(volume, key, &path.display().to_string());
@@ -211,7 +211,7 @@ impl Engine {
 
     /// Takes a caller's hold back; with the last one the volume is unmounted and detached.
     pub async fn unmount(&self, call: &Call, volume: &VolumeId, key: &HolderKey) -> Result<Unmounted> {
-        self.driver(&volume.driver)?;
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let done = |action| Unmounted { action, lingering: Vec::new() };
         let mut action = self.unpublish(volume, key)?;
         if action == UnmountAction::NotHeld && self.adopted_and_unused(volume).await? {

@@ -674,11 +674,31 @@ mod stage {
     }
 
     #[test]
-    fn an_undo_does_not_unmount_what_this_run_did_not_mount() {
-        let mut world = World { staged: None, ..World::staged() }.failing(4, Fail::Before);
-        assert_eq!(refused(&world.run(&Goal::Stage)), &step_failed(4));
-        assert_eq!(world.words()[4], "commit");
-        assert_eq!((world.mounted, world.attached), (Some(at(OURS)), Some(OURS)));
+    fn an_undo_leaves_what_this_run_did_not_mount_as_it_was() {
+        for failing in [3, 4] {
+            let mut world = World { staged: None, ..World::staged() }.failing(failing, Fail::Before);
+            assert_eq!(refused(&world.run(&Goal::Stage)), &step_failed(failing));
+            assert_eq!(world.words()[failing], ["attach", "commit"][failing - 3]);
+            assert!(!world.did("unmount") && !world.did("detach"), "{:?}", world.words());
+            assert_eq!((world.mounted, world.attached, world.intent), (Some(at(OURS)), Some(OURS), false));
+        }
+    }
+
+    #[test]
+    #[ignore = "defect: undo_stage() releases a mount that an earlier run has made, and could not undo"]
+    fn law_4_an_undo_does_not_forget_a_mount_that_an_earlier_run_has_written_down() {
+        for failing in [3, 4] {
+            let mut world = World { staged: None, intent: true, ..World::staged() }.failing(failing, Fail::Before);
+            assert_eq!(refused(&world.run(&Goal::Stage)), &step_failed(failing));
+            assert_eq!((world.mounted, world.intent), (Some(at(OURS)), true), "{:?}", world.words());
+        }
+    }
+
+    #[test]
+    fn another_device_than_the_ledger_s_is_not_joined() {
+        let mut world = World { mounted: Some(at(FOREIGN)), ..World::staged() };
+        assert_eq!(refused(&world.run(&Goal::Stage)).word(), "in_use");
+        assert_eq!(world.mounted, Some(at(FOREIGN)));
     }
 }
 

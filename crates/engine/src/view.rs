@@ -145,7 +145,7 @@ impl Engine {
 
     /// Asks the platform about a volume, not for long, and remembers a yes.
     async fn ask(&self, volume: &VolumeId) -> Result<Option<VolumeInfo>> {
-        let driver = self.driver(&volume.driver)?.clone();
+        let driver = self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?.clone();
         let asking = {
             let name = volume.name.clone();
             // On its own: a platform that hangs is asked once, and not cut off in the middle.
@@ -238,6 +238,11 @@ impl Engine {
             }
         }
         Ok(Inspection { volume: view, node: self.node().to_string(), space, notes })
+    }
+
+    /// The names of the drivers, those that cannot serve included.
+    pub fn driver_names(&self) -> Vec<DriverName> {
+        self.0.drivers.keys().chain(self.0.settings.unavailable.keys()).cloned().collect()
     }
 
     /// The drivers, those that cannot serve included.

@@ -328,6 +328,7 @@ mod another_device_where_a_volume_belongs {
             uuid: other.fs_uuid.expect("formatted"),
             target: place(machine),
             mode: PublishMode::ReadWrite,
+            discard: true,
         };
         machine.fake.mount(&request).await.expect("mounted by hand");
         machine.fake.forget_calls();

@@ -11,10 +11,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use dunnage_model::{Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -220,8 +222,22 @@ fn complete(read: &[u8]) -> std::io::Result<Option<&[u8]>> {
     Ok(read.get(4..4 + length as usize))
 }
 
+/// In a helper: the daemon that asked has died, and what this call has done is nobody's. (Elsewhere: no.)
+pub fn abandoned() -> bool {
+    if !IS_HELPER.load(Ordering::Relaxed) {
+        return false;
+    }
+    let stdin = rustix::stdio::stdin();
+    let mut socket = [PollFd::new(&stdin, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut socket, Some(&now)).is_ok() && socket.iter().any(|s| s.revents().contains(PollFlags::HUP))
+}
+
+static IS_HELPER: AtomicBool = AtomicBool::new(false);
+
 /// The life of a helper: one call after the other until the daemon hangs up.
 pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
+    IS_HELPER.store(true, Ordering::Relaxed);
     let mut socket = StdUnixStream::from(rustix::io::dup(rustix::stdio::stdin())?);
     let mut read = Vec::new();
     let mut chunk = [0; 4096];
@@ -232,7 +248,9 @@ pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
         }
         if let Some(frame) = complete(&read)? {
             let reply = serde_json::to_vec(&registry.call(frame)).map_err(std::io::Error::other)?;
-            socket.write_all(&framed(&reply)?)?;
+            if socket.write_all(&framed(&reply)?).is_err() {
+                return Ok(()); // the daemon is gone
+            }
             read.clear();
         }
     }

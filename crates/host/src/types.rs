@@ -104,6 +104,8 @@ pub struct MountRequest {
     pub target: Target,
     /// Writable or not.
     pub mode: PublishMode,
+    /// What is deleted goes back to the platform.
+    pub discard: bool,
 }
 
 /// What a mount came to.
@@ -152,6 +154,13 @@ pub struct LoopRequest {
     pub folder: PathBuf,
     /// The file, relative to it.
     pub relative: PathBuf,
+}
+
+impl LoopRequest {
+    /// The whole path.
+    pub fn path(&self) -> PathBuf {
+        self.folder.join(&self.relative)
+    }
 }
 
 /// A loop device with a file behind it.

@@ -260,10 +260,13 @@ impl Task for Allocate {
         let what = format!("cannot make {}", path.display());
         // Never an existing file: this one is new, and so it is blank.
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(os(&what))?;
-        file.set_len(record.spec.size.0).map_err(os(&what))?;
-        if record.spec.thick {
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, record.spec.size.0).map_err(|e| Error::os(&what, &e.into()))?;
-        }
+        match file.set_len(record.spec.size.0) {
+            Err(e) if e.kind() == ErrorKind::FileTooLarge => {
+                let detail = format!("the pool's filesystem has no files of {}", record.spec.size);
+                Err(Error::invalid("size", detail, "ask for less, or put the pool on another filesystem"))
+            }
+            outcome => outcome.map_err(os(&what)),
+        }?;
         Ok(path)
     }
 }
@@ -307,10 +310,14 @@ impl Task for Publish {
         };
         let (unfinished, image) = (folder.join(UNFINISHED), folder.join(IMAGE));
         let what = format!("cannot finish {}", image.display());
-        let mut file = File::open(&unfinished).map_err(os(&what))?;
+        let mut file = File::options().read(true).write(true).open(&unfinished).map_err(os(&what))?;
         match probe_file(&mut file).map_err(os(&what))? {
             Probe::Known(known) if known.uuid == fs_uuid => {}
             other => return Err(Error::internal(format!("{what}: it has {other:?}"))),
+        }
+        if record.spec.thick {
+            // Now that it was proven blank: space that is taken may look like data.
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, record.spec.size.0).map_err(|e| Error::os(&what, &e.into()))?;
         }
         file.sync_all().map_err(os(&what))?;
         std::fs::rename(&unfinished, &image).map_err(os(&what))?;
@@ -338,15 +345,14 @@ impl Task for Remove {
 
 fn remove(pool: &Path, name: &VolumeName) -> Result<RemoveAction> {
     let folder = pool.join(name.as_str());
-    let Some(mut record) = VolumeRecord::read(&folder)? else { return Ok(RemoveAction::NotThere) };
+    let Some(record) = VolumeRecord::read(&folder)? else { return Ok(RemoveAction::NotThere) };
     if record.name != *name {
         let detail = format!("its record is of volume {:?}: the folder was copied or renamed", record.name.as_str());
         return Err(Error::new(Kind::ExistsIncompatible, detail, "move the folder away, or rename it back"));
     }
     let what = format!("cannot remove {}", folder.display());
     if !record.removing {
-        record.removing = true;
-        record.write(&folder)?;
+        VolumeRecord::mark_removing(&folder).map_err(os(&what))?;
     }
     for file in [UNFINISHED, IMAGE] {
         match std::fs::remove_file(folder.join(file)) {

@@ -15,6 +15,9 @@ const FORMAT: u32 = 1;
 /// The file's name.
 pub const FILE: &str = "record.json";
 const TEMPORARY: &str = "record.json.new";
+/// What it is called while the volume is being removed: a rename needs no room, and a pool that is full is the one that
+/// something is to be removed from.
+const REMOVING: &str = "record.removing";
 
 /// How far the storage has come. Only `Formatted` may be mounted; only `Never` may become `Formatting`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,8 +56,8 @@ pub struct VolumeRecord {
     pub spec: VolumeSpec,
     /// How far its storage has come.
     pub storage: Phase,
-    /// It is being removed: nothing of it is to be used any more.
-    #[serde(default)]
+    /// It is being removed: nothing of it is to be used any more. (Told by the file's name.)
+    #[serde(skip)]
     pub removing: bool,
     /// What a newer version wrote and we do not know: kept.
     #[serde(flatten)]
@@ -80,8 +83,16 @@ impl VolumeRecord {
 
     /// Reads the record in a volume's folder. `None`: there is none.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join(FILE);
-        let text = match std::fs::read(&path) {
+        for (name, removing) in [(FILE, false), (REMOVING, true)] {
+            if let Some(record) = Self::read_file(&folder.join(name))? {
+                return Ok(Some(VolumeRecord { removing, ..record }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn read_file(path: &Path) -> Result<Option<Self>> {
+        let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             Err(e) => return Err(Error::os(format_args!("cannot read {}", path.display()), &e)),
@@ -122,9 +133,15 @@ impl VolumeRecord {
         write().map_err(|e| Error::os(what, &e))
     }
 
-    /// Removes what [`VolumeRecord::write`] can have left.
+    /// Writes down that the volume is being removed.
+    pub fn mark_removing(folder: &Path) -> std::io::Result<()> {
+        std::fs::rename(folder.join(FILE), folder.join(REMOVING))?;
+        sync_folder(folder)
+    }
+
+    /// Removes the record, and what writing it can have left.
     pub fn erase(folder: &Path) -> std::io::Result<()> {
-        for file in [TEMPORARY, FILE] {
+        for file in [TEMPORARY, FILE, REMOVING] {
             match std::fs::remove_file(folder.join(file)) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
                 _ => {}

@@ -147,7 +147,7 @@ async fn list(State(admin): Shared, Query(which): Query<Which>) -> Response {
     let work = async {
         let mut all = Volumes { volumes: Vec::new(), notes: Vec::new() };
         let asked: Option<DriverName> = which.driver.as_deref().map(str::parse).transpose()?;
-        for driver in admin.engine.drivers().await.into_iter().map(|driver| driver.name) {
+        for driver in admin.engine.driver_names() {
             if asked.as_ref().is_some_and(|asked| *asked != driver) {
                 continue;
             }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::connect_info::Connected;
 use axum::serve::{IncomingStream, Listener};
-use dunnage_model::{Error, HERE, Result};
+use dunnage_model::{Error, HERE, Kind, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -55,6 +55,11 @@ pub fn bind(path: &Path, mode: SocketMode) -> Result<Listening> {
     let failed = |what: &str, e: &io::Error| Error::os(format_args!("cannot {what} the socket {}", path.display()), e);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|e| failed("make the folder of", &e))?;
+    }
+    use std::os::unix::fs::FileTypeExt;
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| !meta.file_type().is_socket()) {
+        let detail = format!("{} is there and is no socket", path.display());
+        return Err(Error::new(Kind::ExistsIncompatible, detail, "move it away"));
     }
     if StdStream::connect(path).is_ok() {
         return Err(Error::in_use(

@@ -6,15 +6,15 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use dunnage_model::{Error, Result};
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::sys::{
-    LO_FLAGS_DIRECT_IO, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id, free_of_others, loop_call,
-    loop_configure, loop_status, open_beneath, refused,
+    LO_FLAGS_DIRECT_IO, LoopAdd, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id, free_of_others,
+    loop_call, loop_configure, loop_status, open_beneath, refused,
 };
-use crate::helpers::Task;
+use crate::helpers::{Task, abandoned};
 use crate::{Detached, DeviceNumber, FileId, LoopDevice, LoopRequest};
 
 /// Another process may take the free number that we were given, or hold the device for a moment (udev looks at it);
@@ -34,25 +34,26 @@ impl Task for Attach {
         let (file, id) = open(&self.request)?;
         // The file may be attached already, by us or for a namespace that we do not see. Never attach it twice: two
         // loops are two page caches over one file.
-        if let Some(found) = attached_to(&file, id)? {
+        if let Some(found) = attached_to(&file, id, &self.request.path())? {
             return Ok(found);
         }
-        configure(&file, &self.request.folder.join(&self.request.relative))
+        configure(&file, &self.request.path())
     }
 }
 
-fn open(LoopRequest { folder, relative }: &LoopRequest) -> Result<(File, FileId)> {
-    let shown = folder.join(relative);
-    let file = open_beneath(folder, relative, OFlags::RDWR).map_err(failed(format_args!("cannot open {}", shown.display())))?;
+fn open(request: &LoopRequest) -> Result<(File, FileId)> {
+    let shown = request.path();
+    let file =
+        open_beneath(&request.folder, &request.relative, OFlags::RDWR).map_err(failed(format_args!("cannot open {}", shown.display())))?;
     let id = file_id(&file).map_err(failed(format_args!("cannot look at {}", shown.display())))?;
     Ok((file, id))
 }
 
 /// The loop that an open file is attached to. Asked for a lease first, the kernel says "none" at once.
-fn attached_to(file: &File, id: FileId) -> Result<Option<LoopDevice>> {
+fn attached_to(file: &File, id: FileId, shown: &Path) -> Result<Option<LoopDevice>> {
     match free_of_others(file).map_err(failed("cannot ask for a lease"))? {
         Some(true) => Ok(None),
-        Some(false) | None => find(id),
+        Some(false) | None => find(id, shown),
     }
 }
 
@@ -67,7 +68,7 @@ impl Task for Find {
 
     fn run(self) -> Result<Option<LoopDevice>> {
         let (file, id) = open(&self.request)?;
-        attached_to(&file, id)
+        attached_to(&file, id, &self.request.path())
     }
 }
 
@@ -77,26 +78,48 @@ fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
     let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Error::internal("a descriptor below zero"))?;
     // Direct I/O where the pool's filesystem allows it; it is tried once with and then without.
     let mut flags = LO_FLAGS_DIRECT_IO;
+    let mut number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
     for _ in 0..TRIES {
-        let number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
+        // The kernel calls a loop free while somebody is in the middle of configuring it, and that somebody may hang on
+        // a dead store with the loop's lock held, so that even opening it would hang us. So it is reserved first, by a
+        // lock that is given or refused at once.
+        let Some(_reserved) = reserve(number).map_err(failed(what()))? else {
+            number = loop_call(&control, LoopAdd).map_err(refused(what()))?;
+            continue;
+        };
         let device = match File::options().read(true).write(true).open(&path) {
             Ok(device) => device,
             Err(e) => return Err(Error::os(format_args!("{}: {}", what(), path.display()), &e)),
         };
         let info = LoopInfo { flags, ..LoopInfo::zeroed() };
         match loop_configure(&device, LoopConfig { fd, block_size: 0, info, reserved: [0; 8] }) {
+            Ok(()) if abandoned() => {
+                // The daemon died while this hung; the next one does not know of it.
+                loop_call(&device, LoopClear).map_err(refused(what()))?;
+                return Err(Error::unavailable(format!("{}: nobody waits for it any more", what()), "ask again"));
+            }
             Ok(()) => {
                 let status = loop_status(&device).map_err(failed(what()))?;
                 let gone = || Error::unavailable(format!("{}: it was detached by somebody else", what()), "ask again");
                 return describe(&path, &device, &status.ok_or_else(gone)?, shown, false);
             }
-            Err(Errno::BUSY) => {}
+            Err(Errno::BUSY) => number = loop_call(&control, LoopGetFree).map_err(refused(what()))?,
             Err(Errno::INVAL) if flags != 0 => flags = 0,
             Err(e) => return Err(refused(what())(e)),
         }
     }
     Err(Error::unavailable(format!("{}: every free loop device was taken by somebody else", what()), "ask again"))
+}
+
+/// The right to configure a loop, until it is dropped; `None` when somebody has it.
+fn reserve(number: u32) -> io::Result<Option<File>> {
+    let file = File::open(format!("/sys/block/loop{number}/size"))?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// A loop that has a file, by what its own status says (direct I/O is what became of the wish for it).
@@ -125,9 +148,12 @@ fn devices() -> Result<Vec<PathBuf>> {
     Ok(devices)
 }
 
-/// The loop that a file is attached to.
-fn find(id: FileId) -> Result<Option<LoopDevice>> {
-    for path in devices()? {
+/// The loop that a file is attached to. Those that show the file's own path are asked first, so that one on a store that
+/// hangs is not asked for another's sake.
+fn find(id: FileId, shown: &Path) -> Result<Option<LoopDevice>> {
+    let mut candidates = devices()?;
+    candidates.sort_by_key(|path| backing(path) != *shown);
+    for path in candidates {
         let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))? else { continue };
         let Some(info) = loop_status(&device).map_err(failed(path.display()))? else { continue };
         if file_of(&info) == id {
@@ -155,7 +181,7 @@ impl Task for Detach {
 
     fn run(self) -> Result<Detached> {
         let (file, id) = open(&self.request)?;
-        let Some(path) = self.loop_of(&file, id)? else { return Ok(Detached::NotThere) };
+        let Some((path, id)) = self.loop_of(&file, id)? else { return Ok(Detached::NotThere) };
         let what = format!("cannot detach {}", path.display());
         for _ in 0..TRIES {
             // O_EXCL is refused as long as any superblock, in whatever namespace, lives on it.
@@ -174,7 +200,7 @@ impl Task for Detach {
                 Ok(()) => {
                     drop(device);
                     // With other openers the kernel only promises to clear it later: look.
-                    let gone = attached_to(&file, id)?.is_none();
+                    let gone = attached_to(&file, id, &self.request.path())?.is_none();
                     return Ok(if gone { Detached::Done } else { Detached::Lingering });
                 }
                 Err(Errno::BUSY | Errno::NXIO) => {}
@@ -186,17 +212,21 @@ impl Task for Detach {
 }
 
 impl Detach {
-    /// The loop that has the file: the one that the caller knows of, if it still does, else the one that is found.
-    fn loop_of(&self, file: &File, id: FileId) -> Result<Option<PathBuf>> {
+    /// The loop to let go of, and the file behind it: the one that the caller knows of, if it still has the file, or had
+    /// it until it was deleted and put back; else the one that is found.
+    fn loop_of(&self, file: &File, id: FileId) -> Result<Option<(PathBuf, FileId)>> {
+        let shown = self.request.path();
         if let Some(number) = self.device {
             let path = PathBuf::from(format!("/dev/loop{}", number.minor));
+            let deleted = format!("{} (deleted)", shown.display());
             if let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))?
-                && belongs(&device, id).map_err(failed(path.display()))?
+                && let Some(info) = loop_status(&device).map_err(failed(path.display()))?
+                && (file_of(&info) == id || backing(&path).as_os_str() == deleted.as_str())
             {
-                return Ok(Some(path));
+                return Ok(Some((path, file_of(&info))));
             }
         }
-        Ok(attached_to(file, id)?.map(|found| found.path))
+        Ok(attached_to(file, id, &shown)?.map(|found| (found.path, id)))
     }
 }
 

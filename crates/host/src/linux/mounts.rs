@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::{device_number, failed, refused, writable_clone};
 use super::tools::probe_file;
-use crate::helpers::Task;
+use crate::helpers::{Task, abandoned};
 use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
 
 /// What our tmpfs is called in the table of mounts.
@@ -121,7 +121,7 @@ impl Task for Mount {
     type Output = Tried;
 
     fn run(self) -> Result<Tried> {
-        let MountRequest { device, number, fs, uuid, target, mode } = &self.request;
+        let MountRequest { device, number, fs, uuid, target, mode, discard } = &self.request;
         let what = format!("cannot mount {} at {}", device.display(), target.path().display());
         // Held open over the mount: the number cannot become another device's, and what is read here is not read from
         // the disk again.
@@ -142,8 +142,9 @@ impl Task for Mount {
         let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(&what))?;
         let configure = || -> rustix::io::Result<OwnedFd> {
             rustix::mount::fsconfig_set_string(context.as_fd(), "source", device)?;
-            // What containers delete goes back to the pool.
-            rustix::mount::fsconfig_set_flag(context.as_fd(), "discard")?;
+            if *discard {
+                rustix::mount::fsconfig_set_flag(context.as_fd(), "discard")?;
+            }
             let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
             if *mode == PublishMode::ReadOnly {
                 rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
@@ -170,6 +171,12 @@ impl Task for Mount {
         };
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mounted.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
+        if abandoned() {
+            // The daemon died while this hung; the next one does not know of it.
+            rustix::mount::unmount(target.path(), UnmountFlags::NOFOLLOW).map_err(refused(&what))?;
+            remove_mountpoint(target);
+            return Err(Error::unavailable(format!("{what}: nobody waits for it any more"), "ask again"));
+        }
         let mounted = at(target)?;
         mounted.map(Tried::Mounted).ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
     }

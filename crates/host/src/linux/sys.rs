@@ -118,6 +118,25 @@ unsafe impl Ioctl for LoopGetFree {
     }
 }
 
+/// LOOP_CTL_ADD with no number: a loop that was not there before, and its number.
+pub struct LoopAdd;
+
+// SAFETY: the call takes a number instead of a pointer (here -1, which asks for any) and writes nothing of ours; its
+// answer is the return value.
+unsafe impl Ioctl for LoopAdd {
+    type Output = u32;
+    const IS_MUTATING: bool = false;
+    fn opcode(&self) -> Opcode {
+        0x4C80
+    }
+    fn as_ptr(&mut self) -> *mut std::ffi::c_void {
+        std::ptr::without_provenance_mut(usize::MAX)
+    }
+    unsafe fn output_from_ptr(out: IoctlOutput, _: *mut std::ffi::c_void) -> rustix::io::Result<u32> {
+        u32::try_from(out).map_err(|_| rustix::io::Errno::INVAL)
+    }
+}
+
 /// LOOP_CLR_FD: let go of the file; later, if somebody has the device open.
 pub struct LoopClear;
 
