@@ -1,6 +1,6 @@
 //! The main job on the real kernel.
 
-use dunnage_tests::{Node, is_mounted};
+use dunnage_tests::{BOUND, Node, eventually, is_mounted};
 
 #[test]
 fn a_volume_is_made_mounted_and_there_again_after_everything_has_gone() {
@@ -27,6 +27,8 @@ fn mounts_and_holders_outlive_a_daemon_that_is_killed() {
     node.cli(&["volume", "create", "pg", "-o", "size=64M"]).ok();
     let path = node.mount("pg", "c1");
     let before = dunnage_tests::kernel::mount_id(&path);
+    // That the answer was read is noticed a moment after it was; killed before, it would be undecided, and kept too.
+    eventually("the holder is confirmed", BOUND, || node.holders("pg") == [(Some("c1".to_owned()), 1, 0, 0)]);
     node.kill();
     assert!(is_mounted(&path));
     node.start();

@@ -76,6 +76,9 @@ fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
     let what = || format!("cannot attach a loop device to {}", shown.display());
     let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(failed("cannot open /dev/loop-control"))?;
     let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Error::internal("a descriptor below zero"))?;
+    // The kernel syncs a file that it makes a loop of, with the loop's lock held; on a store that hangs, every program
+    // that asks for a free loop is given that one, and hangs too. So it hangs here, where only this call waits.
+    file.sync_data().map_err(failed(what()))?;
     // Direct I/O where the pool's filesystem allows it; it is tried once with and then without.
     let mut flags = LO_FLAGS_DIRECT_IO;
     let mut number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
