@@ -13,7 +13,9 @@ fn after_hup_endpoints_and_their_defaults_are_those_of_the_new_configuration() {
     let mut node = Node::new();
     node.configure("endpoints: { docker: [ { name: dunnage, driver: local, defaults: { size: 64M } } ] }");
     node.start();
-    node.configure("endpoints: { docker: [ { name: dunnage, driver: local, defaults: { size: 128M } }, { name: second, driver: local } ] }");
+    node.configure(
+        "endpoints: { docker: [ { name: dunnage, driver: local, defaults: { size: 128M } }, { name: second, driver: local } ] }",
+    );
     hang_up(&node);
     eventually("the second endpoint listens", BOUND, || node.plugins.join("second.sock").exists());
     node.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg" }));

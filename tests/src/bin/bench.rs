@@ -163,7 +163,13 @@ fn main() {
         let met = if row.met { "" } else { "  MISSED" };
         println!(
             "{:40} {:>9.3} {:>9.3} {:>9} {:>9}  {:34} {}{met}",
-            row.what, row.ours.0, row.ours.1, floor.0, floor.1, row.bar.replace("inf", "∞"), row.rexray
+            row.what,
+            row.ours.0,
+            row.ours.1,
+            floor.0,
+            floor.1,
+            row.bar.replace("inf", "∞"),
+            row.rexray
         );
     }
     let rendered: Vec<Value> = rows
