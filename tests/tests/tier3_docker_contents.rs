@@ -143,7 +143,7 @@ fn a_container_sees_the_size_that_was_asked_for() {
     bench.docker.cli(&["volume", "create", "-d", "dunnage", "-o", "size=2G", "pg"]).ok();
     let blocks: u64 = bench.docker.run(&["-v", "pg:/data"], "stat -f -c %b /data").ok().parse().expect("a number");
     // What ext4 keeps for itself is not there to be used.
-    let mebibytes = blocks * 4096 >> 20;
+    let mebibytes = (blocks * 4096) >> 20;
     assert!((1900..=2048).contains(&mebibytes), "{mebibytes} MiB");
     bench.finish();
 }
