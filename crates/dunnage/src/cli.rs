@@ -269,7 +269,9 @@ pub fn run() -> Result<ExitCode> {
     }
     match cli.command {
         Command::Start(args) => {
-            if args.foreground || args.detached || std::env::var_os("INVOCATION_ID").is_some() {
+            // The variable alone does not tell: shells of a desktop session have it too.
+            let by_systemd = std::env::var_os("INVOCATION_ID").is_some() && std::os::unix::process::parent_id() == 1;
+            if args.foreground || args.detached || by_systemd {
                 daemon::run(&places, &args)?;
             } else {
                 control::start(&places, &args)?;
