@@ -1,6 +1,7 @@
 //! The small loop that carries a plan out: ask, do, add to the facts, ask again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dunnage_driver::{Driver, NewVolume, Provision};
 use dunnage_host::{FormatRequest, MountRequest, Tried};
@@ -163,7 +164,9 @@ impl Work<'_> {
     /// failed, the intent stays for the next start.)
     fn settle(&self, facts: &Facts, still_held: bool) -> Result<()> {
         let busy = matches!(facts.unmounted, Some(dunnage_host::Unmounted::Busy));
-        let nothing = self.job.goal == Goal::Unstage && facts.recorded && (busy || still_held);
+        // A mount that the ledger does not know by its device keeps the intent: it is all that tells of it.
+        let known = facts.staged.is_some();
+        let nothing = self.job.goal == Goal::Unstage && facts.recorded && known && (busy || still_held);
         if nothing { self.write_intent(None) } else { Ok(()) }
     }
 
@@ -176,6 +179,7 @@ impl Work<'_> {
     fn remember(&self, info: Option<&VolumeInfo>) {
         // A list that is being read may be older than this.
         lock(&self.engine.0.touched).insert(self.volume.clone());
+        self.engine.0.changes.fetch_add(1, Ordering::AcqRel);
         let mut known = crate::view::write(&self.engine.0.known);
         match info {
             // Half-made volumes are nobody's business yet.

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -107,6 +108,8 @@ pub(crate) struct Inner {
     pub list_bell: tokio::sync::Notify,
     /// Held while a driver's list is read.
     pub listing: Mutex<BTreeMap<DriverName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Counts what jobs have changed: an answer that was asked for before the last change is not remembered.
+    pub changes: AtomicU64,
     /// What was learned of single volumes since the list that is being read was begun.
     pub touched: Mutex<BTreeSet<VolumeId>>,
 }
@@ -214,10 +217,14 @@ impl Engine {
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let done = |action| Unmounted { action, lingering: Vec::new() };
         let mut action = self.unpublish(volume, key)?;
-        if action == UnmountAction::NotHeld && self.adopted_and_unused(volume).await? {
-            // A mount that was found without anybody's name, and nothing lives on it: whoever unmounts now had it.
-            self.drop_holders(volume)?;
-            action = UnmountAction::Unmounted;
+        if action == UnmountAction::NotHeld {
+            let looking = tokio::time::timeout(call.patience, self.adopted_and_unused(volume)).await;
+            let late =
+                |_| Error::timeout("unmount/who-uses", "nobody could say in time who uses it").of(&volume.name).during(&call.operation);
+            if looking.map_err(late)?? {
+                // A mount that was found without anybody's name, and nothing lives on it: whoever unmounts now had it.
+                action = self.drop_unknown_holder(volume)?;
+            }
         }
         if action == UnmountAction::StillHeld {
             return Ok(done(action));
@@ -297,6 +304,15 @@ impl Engine {
         self.wait(call, volume, &job).await
     }
 
+    /// Drops the nameless holder of an adopted mount, and nobody who came since.
+    fn drop_unknown_holder(&self, volume: &VolumeId) -> Result<UnmountAction> {
+        let lane = self.lane(volume);
+        let mut state = lock(&lane.state);
+        state.entry.holders.retain(|holder| holder.key.caller.kind != CallerKind::Unknown);
+        self.persist(&state.entry)?;
+        Ok(if state.entry.holders.is_empty() { UnmountAction::Unmounted } else { UnmountAction::StillHeld })
+    }
+
     /// Drops every holder of a volume: for a machine that shuts down.
     pub fn drop_holders(&self, volume: &VolumeId) -> Result<()> {
         let lane = self.lane(volume);
@@ -339,7 +355,7 @@ impl Engine {
                     state.jobs.retain(|job| !Arc::ptr_eq(job, &running));
                     state.is_left_over()
                 };
-                if left_over && running.goal == Goal::Stage {
+                if left_over && running.goal != Goal::Unstage {
                     // Everybody who wanted it has gone meanwhile.
                     engine.background(&volume, Goal::Unstage);
                 }

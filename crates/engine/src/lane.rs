@@ -3,7 +3,7 @@
 //! A job outlives its callers. A call that wants what the newest job of the lane is already doing joins it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dunnage_model::{Error, HolderKey, OperationId, Result};
@@ -73,7 +73,6 @@ pub(crate) struct LaneState {
     pub entry: Entry,
     /// Answers on their way, oldest first: one for each provisional count.
     pub claims: VecDeque<Claimed>,
-    pub next_claim: u64,
     /// Jobs that are not done, the running one first.
     pub jobs: VecDeque<Arc<Job>>,
 }
@@ -92,9 +91,11 @@ impl LaneState {
 
     /// A new claim of this key.
     pub fn add_claim(&mut self, key: &HolderKey) -> u64 {
-        self.next_claim += 1;
-        self.claims.push_back(Claimed { id: self.next_claim, key: key.clone() });
-        self.next_claim
+        // Never used again, in whatever lane: a late word may come when its lane was swept away and made anew.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.claims.push_back(Claimed { id, key: key.clone() });
+        id
     }
 
     /// Ends a claim; false if it was ended before, by an unmount that was quicker than our knowing.
@@ -116,10 +117,7 @@ impl LaneState {
 
 impl Lane {
     pub fn new(entry: Entry) -> Self {
-        Lane {
-            state: Mutex::new(LaneState { entry, claims: VecDeque::new(), next_claim: 0, jobs: VecDeque::new() }),
-            turn: tokio::sync::Mutex::new(()),
-        }
+        Lane { state: Mutex::new(LaneState { entry, claims: VecDeque::new(), jobs: VecDeque::new() }), turn: tokio::sync::Mutex::new(()) }
     }
 
     /// The job that runs, and how long it has.

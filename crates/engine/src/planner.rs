@@ -324,7 +324,10 @@ fn undo_stage(f: &Facts, error: Error) -> Step {
     // What is mounted here lives on its device. (A loop of our image that we found is ours to let go of too: a superblock
     // on it, in whatever namespace, keeps it.)
     let lives_on = f.at.flatten().map(|there| there.device);
-    if f.detached.is_none() && (lives_on.is_none() || (device.is_some() && lives_on != device)) {
+    if lives_on.is_some() && device.is_none_or(|device| lives_on == Some(device)) {
+        return Step::Refuse(error); // an earlier run mounted it: that stays written down
+    }
+    if f.detached.is_none() {
         return Step::Detach(device);
     }
     if f.detached == Some(Detached::Lingering) {

@@ -148,7 +148,8 @@ impl World {
             self.trace.push(step.clone());
             if let Step::Done(_) | Step::Refuse(_) = step {
                 let held = step == Step::Done(Outcome::StillHeld);
-                if *goal == Goal::Unstage && facts.recorded && (held || facts.unmounted == Some(Unmounted::Busy)) {
+                let known = self.staged.is_some();
+                if *goal == Goal::Unstage && facts.recorded && known && (held || facts.unmounted == Some(Unmounted::Busy)) {
                     self.intent = false;
                 }
                 return step;
@@ -680,12 +681,12 @@ mod stage {
             assert_eq!(refused(&world.run(&Goal::Stage)), &step_failed(failing));
             assert_eq!(world.words()[failing], ["attach", "commit"][failing - 3]);
             assert!(!world.did("unmount") && !world.did("detach"), "{:?}", world.words());
-            assert_eq!((world.mounted, world.attached, world.intent), (Some(at(OURS)), Some(OURS), false));
+            // And written down, so that the sweep sees to it.
+            assert_eq!((world.mounted, world.attached, world.intent), (Some(at(OURS)), Some(OURS), true));
         }
     }
 
     #[test]
-    #[ignore = "defect: undo_stage() releases a mount that an earlier run has made, and could not undo"]
     fn law_4_an_undo_does_not_forget_a_mount_that_an_earlier_run_has_written_down() {
         for failing in [3, 4] {
             let mut world = World { staged: None, intent: true, ..World::staged() }.failing(failing, Fail::Before);

@@ -10,6 +10,7 @@
 //! | nothing | attached, not mounted | detached |
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -77,6 +78,7 @@ impl Engine {
             list_bell: tokio::sync::Notify::new(),
             listing: Mutex::default(),
             touched: Mutex::default(),
+            changes: AtomicU64::new(0),
         }));
         for (volume, goal) in jobs {
             tracing::info!(volume = %volume, goal = goal.word(), "left unfinished: taken up again");

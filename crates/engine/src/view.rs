@@ -1,5 +1,6 @@
 //! Reads: answered from memory, with the answer's age. Only an unknown name asks the platform, and not for long.
 
+use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -146,6 +147,7 @@ impl Engine {
     /// Asks the platform about a volume, not for long, and remembers a yes.
     async fn ask(&self, volume: &VolumeId) -> Result<Option<VolumeInfo>> {
         let driver = self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?.clone();
+        let before = self.0.changes.load(Ordering::Acquire);
         let asking = {
             let name = volume.name.clone();
             // On its own: a platform that hangs is asked once, and not cut off in the middle.
@@ -161,7 +163,10 @@ impl Engine {
         };
         if let Some(info) = answer.as_ref().filter(|info| info.state == VolumeState::Ready) {
             let known = crate::engine::Known { info: info.clone(), seen: self.0.settings.clock.now() };
-            write(&self.0.known).insert(volume.clone(), known);
+            let mut all = write(&self.0.known);
+            if self.0.changes.load(Ordering::Acquire) == before {
+                all.insert(volume.clone(), known);
+            }
         }
         Ok(answer)
     }

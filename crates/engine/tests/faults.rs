@@ -266,7 +266,6 @@ mod a_mount {
     }
 
     #[tokio::test]
-    #[ignore = "defect: undo_stage() releases a mount that an earlier run has made, and could not undo"]
     async fn that_was_made_and_could_not_be_undone_is_not_forgotten_by_a_second_one_that_fails() {
         let machine = Machine::new();
         let engine = machine.with_pg().await;
@@ -284,7 +283,6 @@ mod a_mount {
     }
 
     #[tokio::test]
-    #[ignore = "defect: settle() clears the intent of a busy volume that the ledger does not know to be mounted"]
     async fn that_was_made_and_could_not_be_undone_is_not_forgotten_while_it_is_busy() {
         let machine = Machine::new();
         let engine = machine.with_pg().await;

@@ -330,7 +330,6 @@ mod an_answer_that_is_on_its_way {
     use super::*;
 
     #[tokio::test]
-    #[ignore = "defect: ask() remembers a yes that a removal has overtaken"]
     async fn does_not_bring_back_a_volume_that_was_removed_meanwhile() {
         let machine = Machine::new();
         let engine = machine.with_pg().await;

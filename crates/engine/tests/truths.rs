@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::Path;
+use std::time::Duration;
 
 use common::*;
 use dunnage_engine::Engine;
@@ -256,6 +257,33 @@ mod a_ledger_that_was_wiped {
         machine.fake.copy_mounts(false);
         unmount(&engine, "pg", &docker("a")).await.expect("given back");
         machine.assert_clean("after the unmount when the copy had gone");
+    }
+
+    #[tokio::test]
+    async fn keeps_the_hold_of_who_came_while_it_was_looked_for_who_uses_the_mount() {
+        let machine = Machine::new();
+        let engine = wiped(&machine).await;
+        let bell = machine.fake.hang("users");
+        let (unmounted, ()) = tokio::join!(unmount(&engine, "pg", &docker("a")), async {
+            until("it is looked for", async || machine.count("users") == 1).await;
+            hold(&engine, "pg", &docker("b")).await;
+            bell.notify_one();
+        });
+        assert_ne!(unmounted.expect("not its").action, UnmountAction::Unmounted);
+        assert_eq!(counts(&engine, "pg", &docker("b")).await, (1, 0, 0));
+        machine.assert_consistent(&engine, "after the unmount");
+        assert_eq!(machine.fake.mounted(), [machine.path("pg")]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn law_9_lets_a_caller_go_whose_patience_ends_while_it_is_looked_for_who_uses_the_mount() {
+        let machine = Machine::new();
+        let engine = wiped(&machine).await;
+        let _bell = machine.fake.hang("users");
+        let (short, pg, a) = (patient(&engine, Duration::from_secs(5)), volume("pg"), docker("a"));
+        let outcome = tokio::time::timeout(Duration::from_secs(60), engine.unmount(&short, &pg, &a)).await;
+        assert_eq!(error(outcome.expect("it waits for ever")).word(), "timeout");
+        assert_eq!(machine.fake.mounted(), [machine.path("pg")]);
     }
 
     #[tokio::test]

@@ -410,7 +410,6 @@ mod law_9_an_answer_counts_when_it_was_read {
     }
 
     #[tokio::test]
-    #[ignore = "defect: after a claim was dropped, only the end of a Stage looks whether anything is left"]
     async fn a_caller_that_has_gone_while_something_else_is_done_to_the_volume_leaves_no_mount() {
         let machine = Machine::new();
         let engine = machine.with_pg().await;
@@ -427,7 +426,6 @@ mod law_9_an_answer_counts_when_it_was_read {
     }
 
     #[tokio::test]
-    #[ignore = "defect: a lane that sweep() has taken away gives the numbers of its claims again"]
     async fn a_late_word_for_a_hold_that_was_given_back_does_not_end_another_one_after_a_sweep() {
         let machine = Machine::new();
         let engine = machine.with_pg().await;
