@@ -8,6 +8,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use dunnage_tests::fuse::sh;
 use dunnage_tests::{BOUND, Node, eventually, http, is_mounted, kernel};
@@ -62,15 +63,17 @@ impl Bench {
     /// Kernel, ledger and pool say the same of a volume, in the end; gives whether it is there, and mounted.
     #[track_caller]
     fn agreed(&self, volume: &str) -> (bool, bool) {
-        let mut seen = Err("nothing".to_owned());
-        eventually(&format!("all agree on {volume}; one of them says {seen:?}"), BOUND, || {
-            seen = self.look(volume);
-            seen.is_ok()
-        });
+        let begun = Instant::now();
+        let seen = loop {
+            match self.look(volume) {
+                Ok(seen) => break seen,
+                Err(differs) => assert!(begun.elapsed() < BOUND, "they do not agree on {volume}: {differs}"),
+            }
+        };
         let path = self.node.mountpoint("keep");
         assert_eq!(kernel::mount_id(&path), Some(self.neighbour), "the neighbour's mount was touched");
         assert_eq!(sh(&format!("cat {}/x", path.display())), "kept");
-        seen.expect("agreed")
+        seen
     }
 
     fn look(&self, volume: &str) -> Result<(bool, bool), String> {

@@ -83,6 +83,13 @@ impl Bench {
         sh(&format!("cat /proc/{0}/task/{0}/children", self.node.pid())).split_whitespace().map(str::to_owned).collect()
     }
 
+    /// Waits for the helpers of a dead daemon. What they were doing is done then, unknown to the living one.
+    #[track_caller]
+    fn have_gone(&self, helpers: &[String]) {
+        let alive = |pid: &String| std::fs::exists(format!("/proc/{pid}")).expect("/proc");
+        eventually("the dead daemon's helpers have gone", BOUND, || !helpers.iter().any(alive));
+    }
+
     fn jobs(&self) -> Vec<Value> {
         let inspected: Value = serde_json::from_str(&self.node.cli(&["volume", "inspect", "a", "-o", "json"]).ok()).expect("json");
         inspected["jobs"].as_array().expect("jobs").clone()
@@ -312,6 +319,21 @@ fn a_daemon_that_started_while_a_store_hung_knows_its_volumes_when_it_answers_ag
 }
 
 #[test]
+fn a_create_that_hung_when_the_daemon_was_killed_is_finished_or_undone_when_the_store_answers_again() {
+    let mut bench = Bench::new();
+    bench.store.halt();
+    bench.node.cli(&["volume", "create", "b", "--driver", "bad", "-o", "size=16M", "--timeout", "0.2"]).fails(12);
+    let helpers = bench.helpers();
+    bench.node.kill();
+    bench.node.start();
+    bench.store.go_on();
+    bench.have_gone(&helpers);
+    let folder = bench.store.path().join("pool/b");
+    let whole = || folder.join("image").exists() && bench.node.cli(&["volume", "ls", "-q"]).out.contains("b\n");
+    eventually("it is there whole, or nothing of it is", BOUND, || whole() || !folder.exists());
+}
+
+#[test]
 fn a_mount_that_hung_when_the_daemon_was_killed_leaves_nothing_when_the_store_answers_again() {
     let mut bench = Bench::new();
     bench.store.halt();
@@ -322,9 +344,7 @@ fn a_mount_that_hung_when_the_daemon_was_killed_leaves_nothing_when_the_store_an
     hanging.join().expect("its caller hears of it");
     bench.node.start();
     bench.store.go_on();
-    // What the dead daemon's helper was doing is done now, unknown to the living one.
-    let alive = |pid: &String| std::fs::exists(format!("/proc/{pid}")).expect("/proc");
-    eventually("the dead daemon's helpers have gone", BOUND, || !helpers.iter().any(alive));
+    bench.have_gone(&helpers);
     bench.nothing_of_it_is_left();
     bench.its_data_is_there();
 }

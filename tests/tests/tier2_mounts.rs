@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use dunnage_tests::fuse::sh;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel};
@@ -58,6 +60,18 @@ impl Drop for Sleeper {
     }
 }
 
+/// A namespace that a test makes has a copy of the mounts of all tests that run then, and keeps their devices too: those
+/// tests run alone, the others beside each other.
+static NAMESPACES: RwLock<()> = RwLock::new(());
+
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    NAMESPACES.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn beside_others() -> RwLockReadGuard<'static, ()> {
+    NAMESPACES.read().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A node with a volume `pg`.
 fn with_a_volume() -> Node {
     let node = Node::started();
@@ -81,12 +95,21 @@ fn loops(node: &Node) -> usize {
     kernel::loops_beneath(&node.pool()).len()
 }
 
+/// Nothing is mounted or attached, sooner than any sweep. (At once is too much to ask: the daemon of another test may have
+/// the device open for a moment, as it looks for a loop of its own, and the kernel waits for that.)
+#[track_caller]
+fn nothing_left(node: &Node) {
+    eventually("it is detached", Duration::from_secs(2), || loops(node) == 0);
+    node.assert_nothing_left();
+}
+
 fn holds(node: &Node, id: &str) {
     eventually("it holds", BOUND, || node.holders("pg").contains(&(Some(id.to_owned()), 1, 0, 0)));
 }
 
 #[test]
 fn a_mountpoint_with_nothing_mounted_on_it_cannot_be_written() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     sh(&format!("umount {}", path.display()));
@@ -94,11 +117,12 @@ fn a_mountpoint_with_nothing_mounted_on_it_cannot_be_written() {
     assert!(fails(&format!("touch {}/x", path.display())));
     assert!(fails(&format!("mkdir {}/other", path.parent().expect("driver").display())));
     node.unmount("pg", "c1");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn the_folder_of_mounts_is_a_shared_mount_of_its_own() {
+    let _turn = beside_others();
     let node = Node::started();
     let volumes = node.state().join("volumes");
     let table = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
@@ -108,28 +132,31 @@ fn the_folder_of_mounts_is_a_shared_mount_of_its_own() {
 
 #[test]
 fn a_namespace_that_listens_sees_mounts_come_and_go() {
+    let _turn = alone();
     let node = with_a_volume();
     let listener = Sleeper::apart("slave", "true");
     let path = node.mount("pg", "c1");
     assert!(listener.sees(&path), "the mount reaches it");
     node.unmount("pg", "c1");
     assert!(!listener.sees(&path), "the unmount reaches it");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_copy_of_the_mount_that_a_private_namespace_has_and_does_not_use_goes_with_it() {
+    let _turn = alone();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     let other = Sleeper::apart("private", "true");
     assert!(other.sees(&path));
     node.unmount("pg", "c1");
     assert!(!other.sees(&path), "the mountpoint's removal takes it away everywhere");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_private_copy_of_a_mount_keeps_the_device_and_whoever_has_it_is_named() {
+    let _turn = alone();
     let node = with_a_volume();
     let path = PathBuf::from(node.cli(&["volume", "mount", "pg"]).ok());
     let copy = Sleeper::container(&node);
@@ -139,11 +166,12 @@ fn a_private_copy_of_a_mount_keeps_the_device_and_whoever_has_it_is_named() {
     assert!(!is_mounted(&path) && loops(&node) == 1);
     drop(copy);
     eventually("the device goes with the last copy, unasked", BOUND, || loops(&node) == 0);
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_volume_that_lingers_is_mounted_again_on_the_same_device() {
+    let _turn = alone();
     let node = with_a_volume();
     write(&node.mount("pg", "c1"));
     let device = kernel::loops_beneath(&node.pool());
@@ -153,11 +181,12 @@ fn a_volume_that_lingers_is_mounted_again_on_the_same_device() {
     assert_eq!(kernel::loops_beneath(&node.pool()), device, "two devices over one image would ruin it");
     drop(copy);
     node.unmount("pg", "c2");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_volume_that_lingers_is_not_removed() {
+    let _turn = alone();
     let node = with_a_volume();
     node.mount("pg", "c1");
     let copy = Sleeper::container(&node);
@@ -167,11 +196,12 @@ fn a_volume_that_lingers_is_not_removed() {
     assert!(node.image("pg").exists());
     drop(copy);
     eventually("it can be removed", BOUND, || node.cli(&["volume", "rm", "pg"]).code == 0);
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_busy_volume_says_who_uses_it_and_is_unmounted_when_that_one_has_gone() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     let user = Sleeper::inside(&path);
@@ -181,11 +211,12 @@ fn a_busy_volume_says_who_uses_it_and_is_unmounted_when_that_one_has_gone() {
     drop(user);
     eventually("it is unmounted, unasked", BOUND, || !is_mounted(&path));
     eventually("and detached", BOUND, || loops(&node) == 0);
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_busy_volume_that_is_wanted_again_stays_mounted() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     let before = kernel::mount_id(&path);
@@ -196,11 +227,12 @@ fn a_busy_volume_that_is_wanted_again_stays_mounted() {
     assert_eq!(kernel::mount_id(&path), before);
     holds(&node, "c2");
     node.unmount("pg", "c2");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn mounts_whose_ledger_was_wiped_are_kept_for_one_unknown_holder_and_not_mounted_twice() {
+    let _turn = beside_others();
     let mut node = with_a_volume();
     let path = node.mount("pg", "c1");
     let before = kernel::mount_id(&path);
@@ -215,11 +247,12 @@ fn mounts_whose_ledger_was_wiped_are_kept_for_one_unknown_holder_and_not_mounted
     assert!(is_mounted(&path), "the unknown holder has it");
     // The one who had it then: nobody else matches, and nothing lives on it.
     node.unmount("pg", "c1");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn a_volume_that_was_unmounted_behind_our_back_is_mounted_again_for_the_next() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     write(&path);
@@ -230,21 +263,23 @@ fn a_volume_that_was_unmounted_behind_our_back_is_mounted_again_for_the_next() {
     node.unmount("pg", "c1");
     assert!(is_mounted(&path), "c2 has it");
     node.unmount("pg", "c2");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn what_was_unmounted_behind_our_back_is_detached_when_its_holder_goes() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     sh(&format!("umount {}", path.display()));
     node.unmount("pg", "c1");
     assert_eq!(node.holders("pg"), []);
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn something_else_that_is_mounted_in_a_volumes_place_is_not_touched() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let path = node.mount("pg", "c1");
     sh(&format!("umount {0}; mount -t tmpfs stranger {0}; echo theirs > {0}/x", path.display()));
@@ -254,7 +289,7 @@ fn something_else_that_is_mounted_in_a_volumes_place_is_not_touched() {
     assert_eq!(read(&path), "theirs");
     sh(&format!("umount {}", path.display()));
     eventually("it is let go", BOUND, || loops(&node) == 0);
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 /// A loop device that a stranger attaches to the image.
@@ -264,34 +299,41 @@ fn strangers_loop(node: &Node, flags: &str) -> PathBuf {
 
 #[test]
 fn an_image_that_a_stranger_has_attached_is_not_attached_twice() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let device = strangers_loop(&node, "");
     write(&node.mount("pg", "c1"));
     assert_eq!(kernel::loops_beneath(&node.pool()), [device]);
     node.unmount("pg", "c1");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
 
 #[test]
 fn an_image_that_a_stranger_has_attached_is_not_removed() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let device = strangers_loop(&node, "");
     let said = node.plugin_err("VolumeDriver.Remove", &json!({ "Name": "pg" }));
     assert!(said.starts_with("in_use{") && said.contains(&device.display().to_string()), "{said}");
     assert!(node.image("pg").exists());
     sh(&format!("losetup -d {}", device.display()));
+    nothing_left(&node);
     node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": "pg" }));
 }
 
 #[test]
 fn an_image_that_a_stranger_has_attached_read_only_is_mounted_when_that_device_has_gone() {
+    let _turn = beside_others();
     let node = with_a_volume();
     let device = strangers_loop(&node, "--read-only").display().to_string();
     let said = node.plugin_err("VolumeDriver.Mount", &json!({ "Name": "pg", "ID": "c1" }));
     assert!(said.contains("volume \"pg\"") && said.contains(&device), "{said}");
     assert!(!is_mounted(&node.mountpoint("pg")));
-    sh(&format!("losetup -d {device} 2>/dev/null || true"));
+    // It may have gone with the attempt; another's may have its number by now.
+    for ours in kernel::loops_beneath(&node.pool()) {
+        sh(&format!("losetup -d {}", ours.display()));
+    }
     write(&node.mount("pg", "c1"));
     node.unmount("pg", "c1");
-    node.assert_nothing_left();
+    nothing_left(&node);
 }
