@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use dunnage_driver::{Capacity, Listing, NewVolume};
-use dunnage_host::helpers::Task;
+use dunnage_host::helpers::{Task, abandoned};
 use dunnage_host::linux::{probe_file, space_at};
 use dunnage_host::{Probe, Space};
 use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState};
@@ -192,8 +192,14 @@ impl Task for Record {
             Err(e) => return Err(os(what)(e)),
         }
         let NewVolume { name, endpoint, spec, created } = self.new;
-        VolumeRecord::new(name, endpoint, created, spec).write(&folder)?;
-        sync_folder(&self.pool).map_err(os(what))
+        VolumeRecord::new(name.clone(), endpoint, created, spec).write(&folder)?;
+        sync_folder(&self.pool).map_err(os(&what))?;
+        if abandoned() {
+            // The daemon died while this hung; the next one has looked already, and does not know of it.
+            remove(&self.pool, &name)?;
+            return Err(Error::unavailable(format!("{what}: nobody waits for it any more"), "ask again"));
+        }
+        Ok(())
     }
 }
 
