@@ -192,11 +192,15 @@ impl Task for Record {
             Err(e) => return Err(os(what)(e)),
         }
         let NewVolume { name, endpoint, spec, created } = self.new;
-        VolumeRecord::new(name.clone(), endpoint, created, spec).write(&folder)?;
+        let record = VolumeRecord::new(name.clone(), endpoint, created, spec);
+        record.write(&folder)?;
         sync_folder(&self.pool).map_err(os(&what))?;
         if abandoned() {
-            // The daemon died while this hung; the next one has looked already, and does not know of it.
-            remove(&self.pool, &name)?;
+            // The daemon died while this hung; the next one has looked already, and does not know of it. Only what is
+            // still this call's own, with nothing in it, is removed: the next one may have made the volume anew.
+            if VolumeRecord::read(&folder)?.is_some_and(|now| now.id == record.id && now.storage == Phase::Never) {
+                remove(&self.pool, &name)?;
+            }
             return Err(Error::unavailable(format!("{what}: nobody waits for it any more"), "ask again"));
         }
         Ok(())
