@@ -7,12 +7,14 @@ use dunnage_driver::conformance::{Bench, CASES};
 use dunnage_driver_local::{Limits, Local};
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
+use dunnage_host::orphans::Brood;
 use dunnage_tests::{binary, kernel, scratch};
 
 const LIMITS: Limits = Limits { reserve_permille: 0, warn_permille: 1000, overcommit_permille: None };
 
 async fn passes(pool: &Path) {
-    let host = dunnage_host::linux::host(Arc::new(Helpers::new(binary())), Tools::find());
+    let (brood, _) = Brood::begin(&scratch().join("helpers")).expect("begin");
+    let host = dunnage_host::linux::host(Arc::new(Helpers::new(binary(), brood)), Tools::find());
     for case in CASES {
         let driver = Local::new("local".parse().expect("name"), pool.to_owned(), LIMITS, host.clone());
         driver.open().await.expect("open");

@@ -14,6 +14,7 @@ use dunnage_frontend_unix::{SocketMode, bind, serve};
 use dunnage_host::Host;
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
+use dunnage_host::orphans::{Brood, Orphans};
 use dunnage_model::{DriverName, Error, Kind, NodeId, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +29,7 @@ use crate::logging::Log;
 
 /// How long a stop waits for the jobs that run, before it asks them to undo what they did.
 const DRAIN: Duration = Duration::from_secs(20);
-/// How long a start waits for a driver's store to say that it is fit.
+/// How long a start waits for a driver's store to say that it is fit, and for the helpers of a daemon that was killed.
 const OPEN: Duration = Duration::from_secs(2);
 /// How often what could not be unmounted is tried again.
 const SWEEP: Duration = Duration::from_secs(5);
@@ -73,7 +74,8 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let mut hangup = signal(SignalKind::hangup()).map_err(failed)?;
 
     let inherited = inherited()?;
-    let helpers = Arc::new(Helpers::new(PathBuf::from("/proc/self/exe")));
+    let (brood, orphans) = Brood::begin(&places.run_dir.join("helpers"))?;
+    let helpers = Arc::new(Helpers::new(PathBuf::from("/proc/self/exe"), brood));
     helpers.prefork(2)?;
     let tools = Tools::find();
     let missing = tools.missing();
@@ -82,7 +84,13 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     if !config.volumes.private_namespace {
         reaches_everybody(&config.volumes.path)?;
     }
+    let patience = tokio::time::Instant::now() + OPEN;
+    let mut orphans = tokio::spawn(all_gone(orphans));
     let (drivers, unavailable) = open_drivers(&config, &host).await;
+    let late = tokio::time::timeout_at(patience, &mut orphans).await.is_err();
+    if late {
+        tracing::warn!("helpers of a daemon that was killed hang still; what they did is looked at when they end");
+    }
     let mut degraded: Vec<String> = unavailable.iter().map(|(name, e)| format!("driver {name}: {e}")).collect();
     degraded.extend(missing.iter().map(|(tool, package)| format!("{tool} is missing: install the package {package}")));
     for sentence in &degraded {
@@ -126,7 +134,12 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     tracing::info!(node = %node, "serving");
     let settling = {
         let engine = engine.clone();
-        tokio::spawn(async move { engine.settle().await })
+        tokio::spawn(async move {
+            engine.settle().await;
+            if late && orphans.await.is_ok() {
+                engine.settle().await;
+            }
+        })
     };
     let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
     let mut heartbeat = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
@@ -165,6 +178,13 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     told
 }
 
+/// Waits for what helpers of dead daemons are in the middle of: it changes what a start has to look at.
+async fn all_gone(orphans: Vec<Orphans>) {
+    for of_one_daemon in orphans {
+        of_one_daemon.gone().await;
+    }
+}
+
 fn source(config: &Config) -> String {
     config.source.as_ref().map_or("built-in defaults".to_owned(), |path| path.display().to_string())
 }
@@ -201,26 +221,31 @@ fn reaches_everybody(volumes: &Path) -> Result<()> {
     ))
 }
 
+/// Opens all drivers at once: one whose store hangs delays a start, and ten no more than one.
 async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BTreeMap<DriverName, Error>) {
-    let mut drivers: Vec<Arc<dyn Driver>> = Vec::new();
-    let mut unavailable = BTreeMap::new();
-    for (name, driver) in &config.drivers {
-        match driver {
-            DriverConfig::Local(local) => {
-                let driver = Local::new(name.clone(), local.pool.clone(), limits(local), host.clone());
-                match tokio::time::timeout(OPEN, driver.open()).await {
-                    Ok(Err(e)) => drop(unavailable.insert(name.clone(), e)),
-                    Ok(Ok(())) => drivers.push(Arc::new(driver)),
-                    Err(_) => {
-                        tracing::error!(driver = %name, pool = %local.pool.display(), "the pool's disk does not answer; its volumes wait for it");
-                        drivers.push(Arc::new(driver));
-                    }
+    let opening = config.drivers.iter().map(async |(name, driver)| match driver {
+        DriverConfig::Local(local) => {
+            let driver = Local::new(name.clone(), local.pool.clone(), limits(local), host.clone());
+            match tokio::time::timeout(OPEN, driver.open()).await {
+                Ok(Err(e)) => Err((name.clone(), e)),
+                Ok(Ok(())) => Ok(Arc::new(driver) as Arc<dyn Driver>),
+                Err(_) => {
+                    tracing::error!(driver = %name, pool = %local.pool.display(), "the pool's disk does not answer; its volumes wait for it");
+                    Ok(Arc::new(driver) as Arc<dyn Driver>)
                 }
             }
-            DriverConfig::Unavailable { kind } => {
-                let detail = format!("driver {name} is of type {kind}, which this version does not have");
-                unavailable.insert(name.clone(), Error::unavailable(detail, "use another driver, or a version that has it"));
-            }
+        }
+        DriverConfig::Unavailable { kind } => {
+            let detail = format!("driver {name} is of type {kind}, which this version does not have");
+            Err((name.clone(), Error::unavailable(detail, "use another driver, or a version that has it")))
+        }
+    });
+    let mut drivers = Vec::new();
+    let mut unavailable = BTreeMap::new();
+    for opened in futures_util::future::join_all(opening).await {
+        match opened {
+            Ok(driver) => drivers.push(driver),
+            Err((name, error)) => drop(unavailable.insert(name, error)),
         }
     }
     (drivers, unavailable)

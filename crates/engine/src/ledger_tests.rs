@@ -279,6 +279,20 @@ fn an_unmount_of_any_number_of_holders_never_needs_a_new_file() {
 }
 
 #[test]
+fn a_new_file_has_room_for_an_intent_however_full_it_is() {
+    for padding in 0..400 {
+        let folder = folder();
+        let (mut ledger, _) = open(&folder);
+        let mut full = entry(11);
+        full.holders[0].target = "x".repeat(padding);
+        ledger.write(&full).expect("write");
+        let before = inode(&folder);
+        ledger.write(&Entry { intent: intent(), ..full }).expect("write");
+        assert_eq!(inode(&folder), before, "padded with {padding}");
+    }
+}
+
+#[test]
 fn a_write_that_fits_needs_no_new_pages() {
     let folder = folder();
     let (mut ledger, _) = open(&folder);
@@ -343,9 +357,12 @@ fn forgetting_an_entry_whose_file_somebody_has_removed_is_no_error() {
 fn what_a_growth_that_was_cut_off_left_is_tidied_at_start() {
     let folder = folder();
     open(&folder).0.write(&entry(1)).expect("write");
-    std::fs::write(folder.path().join("local/pg.new!"), "half a").expect("write");
-    assert_eq!(reopened(&folder), [entry(1)]);
-    assert!(!folder.path().join("local/pg.new!").exists());
+    let left = folder.path().join("local/pg.new!");
+    for content in [std::fs::read(file(&folder)).expect("read"), b"half a".to_vec()] {
+        std::fs::write(&left, content).expect("write");
+        assert_eq!(reopened(&folder), [entry(1)]);
+        assert!(!left.exists());
+    }
 }
 
 #[test]

@@ -164,6 +164,21 @@ mod a_create {
     }
 
     #[tokio::test]
+    async fn over_half_a_volume_that_fails_anywhere_leaves_nothing_either() {
+        for (point, how) in &CREATE[2..] {
+            let when = format!("when {point} failed {how}");
+            let machine = Machine::new();
+            let engine = machine.start().await;
+            Task("local.record", 0).arm(&machine, After);
+            told(create(&engine, "pg").await, "when the record failed");
+            assert_eq!(machine.in_pool(), ["pg".to_owned()].into(), "half a volume");
+            point.arm(&machine, *how);
+            told(create(&engine, "pg").await, &when);
+            assert_eq!(machine.in_pool(), BTreeSet::new(), "{when}");
+        }
+    }
+
+    #[tokio::test]
     async fn whose_record_was_made_and_failed_is_undone_when_the_platform_is_listed() {
         let machine = Machine::new();
         let engine = machine.start().await;

@@ -457,6 +457,15 @@ mod a_busy_volume {
     }
 
     #[tokio::test]
+    async fn is_in_the_ledger_as_mounted_and_not_as_being_unmounted() {
+        let machine = Machine::new();
+        let engine = busy(&machine).await;
+        let _ = unmount(&engine, "pg", &docker("a")).await;
+        let entry = machine.in_ledger().remove("pg").expect("an entry");
+        assert!(entry.staged.is_some() && entry.intent.is_none(), "{entry:?}");
+    }
+
+    #[tokio::test]
     async fn is_shown_as_mounted_and_to_be_let_go() {
         let machine = Machine::new();
         let engine = busy(&machine).await;

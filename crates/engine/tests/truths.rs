@@ -640,4 +640,13 @@ mod half_a_volume {
         assert_eq!(error(mount(&engine, "pg", &docker("a")).await).word(), "not_found");
         assert_eq!(machine.count("attach"), 0);
     }
+
+    #[tokio::test]
+    async fn is_not_found_even_after_somebody_tried_to_mount_it() {
+        let machine = Machine::new();
+        half_made(&machine).await;
+        let engine = machine.start_watched(std::sync::Arc::default()).await.expect("it starts");
+        error(mount(&engine, "pg", &docker("a")).await);
+        assert_eq!(error(engine.get(&volume("pg")).await).word(), "not_found");
+    }
 }

@@ -11,17 +11,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use dunnage_model::{Error, Result};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
+
+use crate::orphans::Brood;
 
 /// The name that our binary is called by when it is to be a helper.
 pub const HELPER_NAME: &str = "dunnage-helper";
@@ -126,13 +126,15 @@ struct Helper {
 /// The pool.
 pub struct Helpers {
     binary: PathBuf,
+    brood: Brood,
     idle: Arc<Mutex<Vec<Helper>>>,
 }
 
 impl Helpers {
     /// A pool of helpers that run `binary` (in the daemon: `/proc/self/exe`, which stays ours through an upgrade).
-    pub fn new(binary: PathBuf) -> Self {
-        Helpers { binary, idle: Arc::default() }
+    /// They are known by `brood` when they outlive us.
+    pub fn new(binary: PathBuf, brood: Brood) -> Self {
+        Helpers { binary, brood, idle: Arc::default() }
     }
 
     /// Starts `count` helpers ahead of need.
@@ -157,7 +159,8 @@ impl Helpers {
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .stdout(Stdio::null())
+            // Nothing is written there: it is held.
+            .stdout(Stdio::from(self.brood.mark().map_err(|e| failed("dup", &e))?))
             .stderr(Stdio::inherit())
             // A group of its own: a Ctrl-C at the daemon's terminal is the daemon's to answer.
             .process_group(0)
@@ -222,22 +225,8 @@ fn complete(read: &[u8]) -> std::io::Result<Option<&[u8]>> {
     Ok(read.get(4..4 + length as usize))
 }
 
-/// In a helper: the daemon that asked has died, and what this call has done is nobody's. (Elsewhere: no.)
-pub fn abandoned() -> bool {
-    if !IS_HELPER.load(Ordering::Relaxed) {
-        return false;
-    }
-    let stdin = rustix::stdio::stdin();
-    let mut socket = [PollFd::new(&stdin, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut socket, Some(&now)).is_ok() && socket.iter().any(|s| s.revents().contains(PollFlags::HUP))
-}
-
-static IS_HELPER: AtomicBool = AtomicBool::new(false);
-
 /// The life of a helper: one call after the other until the daemon hangs up.
 pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
-    IS_HELPER.store(true, Ordering::Relaxed);
     let mut socket = StdUnixStream::from(rustix::io::dup(rustix::stdio::stdin())?);
     let mut read = Vec::new();
     let mut chunk = [0; 4096];
@@ -290,7 +279,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_helper_that_dies_is_an_error_and_not_a_hang() {
-        let helpers = Helpers::new("/bin/true".into());
+        let folder = tempfile::tempdir().expect("tempdir");
+        let (brood, _) = Brood::begin(folder.path()).expect("begin");
+        let helpers = Helpers::new("/bin/true".into(), brood);
         let error = run(&helpers, &Half(4)).await.expect_err("true is no helper");
         assert_eq!(error.word(), "platform_unavailable");
     }

@@ -7,6 +7,7 @@
 pub mod fake;
 pub mod helpers;
 pub mod linux;
+pub mod orphans;
 pub mod signature;
 mod types;
 

@@ -21,7 +21,7 @@ use crate::{
 };
 
 pub use mounts::space_at;
-pub use sys::{file_id, free_of_others, open_beneath, unread_by_peer};
+pub use sys::{file_id, free_of_others, lock_folder, open_beneath, unread_by_peer};
 pub use tools::{Tools, probe_file};
 
 /// The tasks that helpers must know for [`host`] to work.

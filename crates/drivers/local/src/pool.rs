@@ -6,8 +6,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use dunnage_driver::{Capacity, Listing, NewVolume};
-use dunnage_host::helpers::{Task, abandoned};
-use dunnage_host::linux::{probe_file, space_at};
+use dunnage_host::helpers::Task;
+use dunnage_host::linux::{lock_folder, probe_file, space_at};
 use dunnage_host::{Probe, Space};
 use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState};
 use rustix::fs::FallocateFlags;
@@ -192,17 +192,8 @@ impl Task for Record {
             Err(e) => return Err(os(what)(e)),
         }
         let NewVolume { name, endpoint, spec, created } = self.new;
-        let record = VolumeRecord::new(name.clone(), endpoint, created, spec);
-        record.write(&folder)?;
+        VolumeRecord::new(name, endpoint, created, spec).write(&folder)?;
         sync_folder(&self.pool).map_err(os(&what))?;
-        if abandoned() {
-            // The daemon died while this hung; the next one has looked already, and does not know of it. Only what is
-            // still this call's own, with nothing in it, is removed: the next one may have made the volume anew.
-            if VolumeRecord::read(&folder)?.is_some_and(|now| now.id == record.id && now.storage == Phase::Never) {
-                remove(&self.pool, &name)?;
-            }
-            return Err(Error::unavailable(format!("{what}: nobody waits for it any more"), "ask again"));
-        }
         Ok(())
     }
 }
@@ -349,13 +340,25 @@ impl Task for Remove {
     type Output = RemoveAction;
 
     fn run(self) -> Result<RemoveAction> {
-        remove(&self.pool, &self.name)
+        match alone(&self.pool.join(self.name.as_str()))? {
+            Some((_alone, record)) => remove(&self.pool, &self.name, &record),
+            None => Ok(RemoveAction::NotThere),
+        }
     }
 }
 
-fn remove(pool: &Path, name: &VolumeName) -> Result<RemoveAction> {
+/// The record of a volume, with the only right to change what is there: a helper of a daemon that has died may hang in
+/// the same work. `None` when there is no volume.
+fn alone(folder: &Path) -> Result<Option<(File, VolumeRecord)>> {
+    if VolumeRecord::read(folder)?.is_none() {
+        return Ok(None);
+    }
+    let lock = lock_folder(folder)?;
+    Ok(VolumeRecord::read(folder)?.map(|record| (lock, record)))
+}
+
+fn remove(pool: &Path, name: &VolumeName, record: &VolumeRecord) -> Result<RemoveAction> {
     let folder = pool.join(name.as_str());
-    let Some(record) = VolumeRecord::read(&folder)? else { return Ok(RemoveAction::NotThere) };
     if record.name != *name {
         let detail = format!("its record is of volume {:?}: the folder was copied or renamed", record.name.as_str());
         return Err(Error::new(Kind::ExistsIncompatible, detail, "move the folder away, or rename it back"));
@@ -395,9 +398,9 @@ impl Task for Recover {
 
     fn run(self) -> Result<Option<String>> {
         let folder = self.pool.join(self.name.as_str());
-        let Some(mut record) = VolumeRecord::read(&folder)? else { return Ok(None) };
+        let Some((_alone, mut record)) = alone(&folder)? else { return Ok(None) };
         if record.removing {
-            remove(&self.pool, &self.name)?;
+            remove(&self.pool, &self.name, &record)?;
             return Ok(Some("finished its removal".to_owned()));
         }
         match record.storage {
@@ -410,7 +413,7 @@ impl Task for Recover {
             }
             // Nobody was told that it exists, and nothing of a user's is in it.
             Phase::Never | Phase::Formatting { .. } => {
-                remove(&self.pool, &self.name)?;
+                remove(&self.pool, &self.name, &record)?;
                 Ok(Some("undid its creation, which was interrupted".to_owned()))
             }
         }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dunnage_model::{Error, Result};
 use rustix::fs::{FlockOperation, OFlags};
@@ -11,10 +12,10 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::sys::{
-    LO_FLAGS_DIRECT_IO, LoopAdd, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id, free_of_others,
-    loop_call, loop_configure, loop_status, open_beneath, refused,
+    LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LoopAdd, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id,
+    free_of_others, lock_folder, loop_call, loop_configure, loop_set_status, loop_status, open_beneath, refused,
 };
-use crate::helpers::{Task, abandoned};
+use crate::helpers::Task;
 use crate::{Detached, DeviceNumber, FileId, LoopDevice, LoopRequest};
 
 /// Another process may take the free number that we were given, or hold the device for a moment (udev looks at it);
@@ -31,13 +32,36 @@ impl Task for Attach {
     type Output = LoopDevice;
 
     fn run(self) -> Result<LoopDevice> {
+        // Another helper may be at it, of a daemon that died while it hung. (Not the file itself is locked: the loop would
+        // keep the lock.)
+        let _alone = lock_folder(self.request.path().parent().unwrap_or(&self.request.folder))?;
         let (file, id) = open(&self.request)?;
         // The file may be attached already, by us or for a namespace that we do not see. Never attach it twice: two
         // loops are two page caches over one file.
-        if let Some(found) = attached_to(&file, id, &self.request.path())? {
-            return Ok(found);
+        for _ in 0..TRIES {
+            match attached_to(&file, id, &self.request.path())? {
+                None => return configure(&file, &self.request.path()),
+                Some(found) if keep(&found.path, id)? => return Ok(found),
+                // It went while we looked.
+                Some(_) => {}
+            }
         }
-        configure(&file, &self.request.path())
+        Err(Error::unavailable(format!("{} is being detached", self.request.path().display()), "ask again"))
+    }
+}
+
+/// A detach that somebody's open device has delayed (udev looks at devices) would come yet, under our mount: it is called
+/// off. False when it has come already.
+fn keep(path: &Path, id: FileId) -> Result<bool> {
+    let Some(device) = absent(File::open(path)).map_err(failed(path.display()))? else { return Ok(false) };
+    let Some(info) = loop_status(&device).map_err(failed(path.display()))?.filter(|info| file_of(info) == id) else { return Ok(false) };
+    if info.flags & LO_FLAGS_AUTOCLEAR == 0 {
+        return Ok(true);
+    }
+    match loop_set_status(&device, LoopInfo { flags: info.flags & !LO_FLAGS_AUTOCLEAR, ..info }) {
+        Ok(()) => Ok(true),
+        Err(Errno::NXIO) => Ok(false),
+        Err(e) => Err(refused(path.display())(e)),
     }
 }
 
@@ -93,15 +117,15 @@ fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
         };
         let device = match File::options().read(true).write(true).open(&path) {
             Ok(device) => device,
+            // Somebody else takes it down at this very moment, or has removed it: ask for another.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => {
+                number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
+                continue;
+            }
             Err(e) => return Err(Error::os(format_args!("{}: {}", what(), path.display()), &e)),
         };
         let info = LoopInfo { flags, ..LoopInfo::zeroed() };
         match loop_configure(&device, LoopConfig { fd, block_size: 0, info, reserved: [0; 8] }) {
-            Ok(()) if abandoned() => {
-                // The daemon died while this hung; the next one does not know of it.
-                loop_call(&device, LoopClear).map_err(refused(what()))?;
-                return Err(Error::unavailable(format!("{}: nobody waits for it any more", what()), "ask again"));
-            }
             Ok(()) => {
                 let status = loop_status(&device).map_err(failed(what()))?;
                 let gone = || Error::unavailable(format!("{}: it was detached by somebody else", what()), "ask again");
@@ -185,11 +209,24 @@ impl Task for Detach {
     fn run(self) -> Result<Detached> {
         let (file, id) = open(&self.request)?;
         let Some((path, id)) = self.loop_of(&file, id)? else { return Ok(Detached::NotThere) };
+        // Who looks at a device, as udev does, or takes a namespace down that has a copy, is done in a moment.
+        for pause in [1, 2, 4, 8, 16] {
+            match self.try_once(&file, id, &path)? {
+                Detached::Lingering => std::thread::sleep(Duration::from_millis(pause)),
+                done => return Ok(done),
+            }
+        }
+        self.try_once(&file, id, &path)
+    }
+}
+
+impl Detach {
+    fn try_once(&self, file: &File, id: FileId, path: &Path) -> Result<Detached> {
         let what = format!("cannot detach {}", path.display());
         for _ in 0..TRIES {
             // O_EXCL is refused as long as any superblock, in whatever namespace, lives on it.
             let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
-            let device = match rustix::fs::open(&path, exclusive, rustix::fs::Mode::empty()) {
+            let device = match rustix::fs::open(path, exclusive, rustix::fs::Mode::empty()) {
                 Ok(fd) => File::from(fd),
                 Err(Errno::BUSY) => return Ok(Detached::Lingering),
                 Err(Errno::NOENT | Errno::NXIO) => return Ok(Detached::NotThere),
@@ -203,7 +240,7 @@ impl Task for Detach {
                 Ok(()) => {
                     drop(device);
                     // With other openers the kernel only promises to clear it later: look.
-                    let gone = attached_to(&file, id, &self.request.path())?.is_none();
+                    let gone = attached_to(file, id, &self.request.path())?.is_none();
                     return Ok(if gone { Detached::Done } else { Detached::Lingering });
                 }
                 Err(Errno::BUSY | Errno::NXIO) => {}
@@ -212,9 +249,7 @@ impl Task for Detach {
         }
         Ok(Detached::Lingering)
     }
-}
 
-impl Detach {
     /// The loop to let go of, and the file behind it: the one that the caller knows of, if it still has the file, or had
     /// it until it was deleted and put back; else the one that is found.
     fn loop_of(&self, file: &File, id: FileId) -> Result<Option<(PathBuf, FileId)>> {

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use dunnage_model::{Bytes, Error, PublishMode, Result};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::sys::{device_number, failed, refused, writable_clone};
 use super::tools::probe_file;
-use crate::helpers::{Task, abandoned};
+use crate::helpers::Task;
 use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
 
 /// What our tmpfs is called in the table of mounts.
@@ -130,12 +130,19 @@ impl Task for Mount {
         if now != *number {
             return Err(Error::internal(format!("{what}: it is device {now} now, and was {number}")));
         }
+        // Another helper may be at it, of a daemon that died while it hung; and udev keeps away while it is locked
+        // (systemd's "Locking Block Device Access").
+        rustix::fs::flock(&held, FlockOperation::LockExclusive).map_err(refused(&what))?;
+        if let Some(there) = at(target)? {
+            return if there.device == *number {
+                Ok(Tried::Mounted(there))
+            } else {
+                Err(Error::internal(format!("{what}: device {} is mounted there", there.device)))
+            };
+        }
         match probe_file(&mut held).map_err(failed(&what))? {
             Probe::Known(known) if known.fs == *fs && known.uuid == *uuid && !known.has_errors => {}
             other => return Ok(Tried::Found(other)),
-        }
-        if let Some(there) = at(target)? {
-            return Err(Error::internal(format!("{what}: device {} is mounted there", there.device)));
         }
         let mountpoint = make_mountpoint(target).map_err(failed(&what))?;
 
@@ -171,12 +178,6 @@ impl Task for Mount {
         };
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mounted.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
-        if abandoned() {
-            // The daemon died while this hung; the next one does not know of it.
-            rustix::mount::unmount(target.path(), UnmountFlags::NOFOLLOW).map_err(refused(&what))?;
-            remove_mountpoint(target);
-            return Err(Error::unavailable(format!("{what}: nobody waits for it any more"), "ask again"));
-        }
         let mounted = at(target)?;
         mounted.map(Tried::Mounted).ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
     }

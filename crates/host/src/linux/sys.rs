@@ -6,8 +6,8 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use dunnage_model::Error;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use dunnage_model::{Error, Result};
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode};
 
 use crate::{DeviceNumber, FileId};
@@ -184,6 +184,8 @@ pub struct LoopConfig {
 }
 
 pub const LO_FLAGS_DIRECT_IO: u32 = 16;
+/// Whoever closes the device last detaches it.
+pub const LO_FLAGS_AUTOCLEAR: u32 = 4;
 
 impl LoopInfo {
     pub fn zeroed() -> Self {
@@ -217,6 +219,21 @@ pub fn loop_status(device: &File) -> io::Result<Option<LoopInfo>> {
     // SAFETY: 0x4C05 writes one loop_info64, which is what the updater points to.
     let done = unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::Updater::<0x4C05, LoopInfo>::new(&mut info)) };
     absent(done.map_err(io::Error::from).map(|()| info))
+}
+
+/// LOOP_SET_STATUS64.
+pub fn loop_set_status(device: &File, info: LoopInfo) -> rustix::io::Result<()> {
+    // SAFETY: 0x4C04 reads one loop_info64, which is what the setter points to.
+    unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::Setter::<0x4C04, LoopInfo>::new(info)) }
+}
+
+/// The only right to change what is in a folder, until it is dropped: two processes that were told the same, one of them by
+/// a daemon that has died since, do it one after the other.
+pub fn lock_folder(folder: &Path) -> Result<File> {
+    let what = || format!("cannot lock {}", folder.display());
+    let file = File::open(folder).map_err(failed(what()))?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(refused(what()))?;
+    Ok(file)
 }
 
 /// Runs one of the loop calls that take nothing.
