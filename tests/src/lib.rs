@@ -48,6 +48,8 @@ pub struct Node {
     pub folder: PathBuf,
     /// Environment of the daemon, such as `DUNNAGE_CRASH_AT`.
     pub env: Vec<(String, String)>,
+    /// How much it logs; `None` is what a user gets.
+    pub log_level: Option<&'static str>,
     /// Where the plugin sockets go; its own folder unless a test says otherwise.
     pub plugins: PathBuf,
     child: Option<Child>,
@@ -81,7 +83,7 @@ impl Node {
     pub fn new() -> Node {
         let folder = scratch();
         let plugins = folder.join("plugins");
-        Node { folder, env: Vec::new(), plugins, child: None }
+        Node { folder, env: Vec::new(), log_level: Some("debug"), plugins, child: None }
     }
 
     /// A node with a running daemon.
@@ -156,7 +158,7 @@ impl Node {
         assert!(self.child.is_none(), "it runs already");
         let log = File::options().create(true).append(true).open(self.folder.join("log")).expect("log");
         let mut command = self.command();
-        command.args(["start", "-f", "--log-level", "debug"]).envs(self.env.iter().cloned());
+        command.args(["start", "-f"]).args(self.log_level.iter().flat_map(|level| ["--log-level", level])).envs(self.env.iter().cloned());
         command.stdout(log.try_clone().expect("log")).stderr(log);
         self.child = Some(command.spawn().expect("the binary runs"));
     }

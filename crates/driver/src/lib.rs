@@ -109,6 +109,10 @@ pub trait Driver: Send + Sync {
     /// the search.
     async fn detach(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached>;
 
+    /// Whether the kernel itself says that a device of this node is this volume's, with its data where it belongs. Asks
+    /// neither a platform nor a disk, and so never waits; `false` says nothing.
+    fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool;
+
     /// What this node has attached.
     async fn attachments(&self) -> Result<Vec<Attachment>>;
 

@@ -79,7 +79,11 @@ impl Work<'_> {
                 self.remember(info.as_ref());
                 facts.volume = Some(info);
             }
-            Step::LookAtMount => facts.at = Some(host.mounts.at(&target).await?),
+            Step::LookAtMount => {
+                let at = host.mounts.at(&target).await?;
+                facts.in_place = at.is_some_and(|there| self.driver.has_in_place(name, there.device));
+                facts.at = Some(at);
+            }
             Step::Record => {
                 if let Goal::Create { spec, endpoint, .. } = &self.job.goal {
                     let created = self.engine.0.settings.clock.now();

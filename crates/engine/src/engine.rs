@@ -343,6 +343,7 @@ impl Engine {
         let job = Arc::new(Job::new(goal, call.operation.clone(), self.0.settings.clock.now()));
         state.jobs.push_back(job.clone());
         drop(state);
+        self.0.settings.host.runner.expect_one();
         let span = tracing::info_span!("job", operation = %job.operation, volume = %volume, goal = job.goal.word());
         let (engine, running, volume) = (self.clone(), job.clone(), volume.clone());
         tokio::spawn(

@@ -160,6 +160,8 @@ pub struct Facts {
 
     pub volume: Option<Option<VolumeInfo>>,
     pub at: Option<Option<MountedAt>>,
+    /// What is mounted has its data in its place, by the kernel's own word: the platform need not be asked for it.
+    pub in_place: bool,
     pub recorded: bool,
     pub allocated: bool,
     pub probed_new: Option<Probe>,
@@ -357,11 +359,15 @@ fn unstage(f: &Facts) -> Step {
         (None, _) => {}
     }
     let Some(at) = f.at else { return Step::LookAtMount };
-    let Some(volume) = &f.volume else { return Step::Inspect };
+    if f.volume.is_none() && !f.in_place {
+        return Step::Inspect;
+    }
+    let gone = f.volume == Some(None);
+    let damaged = matches!(&f.volume, Some(Some(info)) if info.state == VolumeState::Damaged);
     let device = at.map(|there| there.device).or(f.staged.map(|staged| staged.device));
     if let Some(there) = at {
         // The last copy: what is mounted may be all that is left of the data.
-        if volume.as_ref().is_none_or(|info| info.state == VolumeState::Damaged) {
+        if gone || damaged {
             return Step::Refuse(last_copy(there.device));
         }
         if f.unmounted.is_none() && f.staged.is_none_or(|staged| staged.device != there.device) {
@@ -393,7 +399,7 @@ fn unstage(f: &Facts) -> Step {
             Some(Unmounted::Done | Unmounted::NotThere) => {}
         }
     }
-    if volume.is_none() {
+    if gone {
         // Nothing mounted, no volume: nothing of it can be attached.
         return if f.released { Step::Done(Outcome::Unstaged(ReleaseAction::NotThere)) } else { Step::Release };
     }

@@ -94,6 +94,8 @@ struct World {
     holders: usize,
     staged: Option<Staged>,
     intent: bool,
+    /// The kernel can tell that what is mounted is in its place.
+    kernel_knows: bool,
     /// Which steps fail, counted from 0.
     failing: BTreeMap<usize, Fail>,
     /// From this step on the caller does not want it.
@@ -115,6 +117,7 @@ impl World {
             holders: 0,
             staged: None,
             intent: false,
+            kernel_knows: false,
             failing: BTreeMap::new(),
             cancelled_at: usize::MAX,
             trace: Vec::new(),
@@ -179,7 +182,12 @@ impl World {
         match step {
             Step::Done(_) | Step::Refuse(_) => {}
             Step::Inspect => facts.volume = Some(self.info.clone()),
-            Step::LookAtMount => facts.at = Some(self.mounted),
+            Step::LookAtMount => {
+                facts.at = Some(self.mounted);
+                // A kernel that knows says so of nothing else.
+                let whole = self.info.as_ref().is_some_and(|info| info.state != VolumeState::Damaged);
+                facts.in_place = self.kernel_knows && whole && self.mounted.is_some_and(|there| Some(there.device) == self.attached);
+            }
             Step::Record => {
                 match goal {
                     Goal::Create { .. } => self.info = Some(volume(VolumeState::Creating)),
@@ -946,13 +954,13 @@ mod any {
         let removed = prop_oneof![Just(RemoveAction::Removed), Just(RemoveAction::NotThere)];
         let ledger = (0..3_usize, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
         let platform = (of(info()), any::<bool>(), of(probe()), any::<bool>(), any::<bool>(), any::<bool>(), of(removed), of(of("x")));
-        let node = (of(mounted()), of(attached()), of(probe()), any::<bool>(), any::<bool>(), mounted());
+        let node = (of(mounted()), any::<bool>(), of(attached()), of(probe()), any::<bool>(), any::<bool>(), mounted());
         let gone = (of(unmounted()), of(Just(vec![process(1, "init", false)])), of(detached));
         let trouble = (of(Just(step_failed(0))), any::<bool>());
         (ledger, platform, node, gone, trouble).prop_map(|(ledger, platform, node, gone, trouble)| {
             let (holders, staged, cancelled, recorded, committed, released) = ledger;
             let (volume, allocated, probed_new, formatting, formatted, published, removed, recovered) = platform;
-            let (at, attached, probe, checked, mount_tried, mounted) = node;
+            let (at, in_place, attached, probe, checked, mount_tried, mounted) = node;
             let (unmounted, users, detached) = gone;
             let (failure, undo_failed) = trouble;
             // Every field by name: one that is added must be thought of here.
@@ -962,6 +970,7 @@ mod any {
                 cancelled,
                 volume,
                 at,
+                in_place,
                 recorded,
                 allocated,
                 probed_new,
@@ -988,12 +997,12 @@ mod any {
 
     pub fn world() -> impl Strategy<Value = World> {
         let device = (prop::option::of(Just(OURS)), probe(), probe(), mounted());
-        let node = (any::<bool>(), any::<bool>(), 0..2_usize, in_ledger(), any::<bool>(), any::<bool>());
+        let node = (any::<bool>(), any::<bool>(), 0..2_usize, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>());
         let how = prop_oneof![Just(Fail::Before), Just(Fail::After)];
         let trouble = (prop::collection::btree_map(0..BOUND, how, 0..4), prop_oneof![3 => Just(usize::MAX), 1 => 0..12_usize]);
         (info(), device, node, trouble).prop_map(|(info, device, node, trouble)| {
             let (attached, new_storage, on_device, mounted) = device;
-            let (busy, copied, holders, staged, intent, unmendable) = node;
+            let (busy, copied, holders, staged, intent, unmendable, kernel_knows) = node;
             let (failing, cancelled_at) = trouble;
             // A device that is mounted is attached.
             let attached = if mounted == Some(at(OURS)) { Some(OURS) } else { attached };
@@ -1010,6 +1019,7 @@ mod any {
                 holders,
                 staged,
                 intent,
+                kernel_knows,
                 failing,
                 cancelled_at,
                 trace,

@@ -78,14 +78,8 @@ const MOUNT: &[(Point, How)] =
     &[(Host("at"), Before), (Task("local.inspect", 0), Before), (Host("attach"), Before), (Host("attach"), After), (Host("mount"), Before)];
 
 /// All calls of an unmount.
-const UNMOUNT: &[(Point, How)] = &[
-    (Host("at"), Before),
-    (Task("local.inspect", 0), Before),
-    (Host("unmount"), Before),
-    (Host("unmount"), After),
-    (Host("detach"), Before),
-    (Host("detach"), After),
-];
+const UNMOUNT: &[(Point, How)] =
+    &[(Host("at"), Before), (Host("unmount"), Before), (Host("unmount"), After), (Host("detach"), Before), (Host("detach"), After)];
 
 /// All calls of a remove.
 const REMOVE: &[(Point, How)] = &[

@@ -298,6 +298,11 @@ impl Loops for FakeHost {
         Ok(self.list(&request.folder).await?.into_iter().find(|device| device.file == file))
     }
 
+    fn has_in_place(&self, request: &LoopRequest, device: DeviceNumber) -> bool {
+        let file = id_of(&request.path()).ok();
+        self.lock().loops.get(&device.minor).is_some_and(|(id, _)| Some(*id) == file)
+    }
+
     async fn list(&self, folder: &Path) -> Result<Vec<LoopDevice>> {
         self.enter("list", folder.display()).await?;
         let state = self.lock();

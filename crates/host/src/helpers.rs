@@ -12,9 +12,12 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use dunnage_model::{Error, Result};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,6 +34,13 @@ const KEPT_IDLE: usize = 4;
 
 /// The longest answer: a list of some hundred thousand volumes.
 const MAX_FRAME: usize = 256 << 20;
+
+/// How long a helper that has answered, or was told that a call will come, stays awake for it. To wake a processor that
+/// sleeps takes longer than most calls.
+const AWAKE: Duration = Duration::from_micros(100);
+
+/// A message that says nothing: a call will come.
+const NUDGE: [u8; 4] = [0; 4];
 
 /// A call that can hang, with what it needs to know.
 pub trait Task: Serialize + DeserializeOwned + Send + Sync {
@@ -89,6 +99,9 @@ impl Registry {
 pub trait Runner: Send + Sync {
     /// Runs the task in this frame (its name, a zero byte, its JSON) and gives the reply's JSON.
     async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>>;
+
+    /// A task will come in a moment: whoever is to run it may wake up.
+    fn expect_one(&self) {}
 }
 
 /// Runs one task.
@@ -174,6 +187,13 @@ impl Helpers {
 
 #[async_trait]
 impl Runner for Helpers {
+    fn expect_one(&self) {
+        if let Some(next) = self.lock().last() {
+            // A helper that does not hear it is only slower.
+            let _ = next.socket.try_write(&NUDGE);
+        }
+    }
+
     async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>> {
         // Either take one that waits, or start one: nobody queues behind a call that hangs.
         let waiting = self.lock().pop();
@@ -230,19 +250,32 @@ pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
     let mut socket = StdUnixStream::from(rustix::io::dup(rustix::stdio::stdin())?);
     let mut read = Vec::new();
     let mut chunk = [0; 4096];
+    let mut awake_until = Instant::now();
     loop {
+        while Instant::now() < awake_until && !readable(&socket) {
+            std::hint::spin_loop();
+        }
         match socket.read(&mut chunk)? {
             0 => return Ok(()), // the daemon is gone
             n => read.extend_from_slice(chunk.get(..n).unwrap_or_default()),
         }
-        if let Some(frame) = complete(&read)? {
-            let reply = serde_json::to_vec(&registry.call(frame)).map_err(std::io::Error::other)?;
-            if socket.write_all(&framed(&reply)?).is_err() {
-                return Ok(()); // the daemon is gone
+        while let Some(frame) = complete(&read)? {
+            let length = 4 + frame.len();
+            if !frame.is_empty() {
+                let reply = serde_json::to_vec(&registry.call(frame)).map_err(std::io::Error::other)?;
+                if socket.write_all(&framed(&reply)?).is_err() {
+                    return Ok(()); // the daemon is gone
+                }
             }
-            read.clear();
+            read.drain(..length);
+            awake_until = Instant::now() + AWAKE;
         }
     }
+}
+
+fn readable(socket: &StdUnixStream) -> bool {
+    let mut one = [0];
+    rustix::net::recv(socket, &mut one[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) != Err(Errno::WOULDBLOCK)
 }
 
 #[cfg(test)]

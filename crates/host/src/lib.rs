@@ -57,6 +57,9 @@ pub trait Loops: Send + Sync {
     /// The loop that a file is attached to, if it is to any.
     async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>>;
 
+    /// Whether the kernel says that a device is a loop of this file, and that nobody has deleted or moved it. Never waits.
+    fn has_in_place(&self, request: &LoopRequest, device: DeviceNumber) -> bool;
+
     /// Every loop that is attached to a file beneath `folder`.
     async fn list(&self, folder: &Path) -> Result<Vec<LoopDevice>>;
 }

@@ -28,7 +28,6 @@ pub use tools::{Tools, probe_file};
 pub fn tasks(registry: Registry) -> Registry {
     registry
         .with::<mounts::Prepare>()
-        .with::<mounts::At>()
         .with::<mounts::Mount>()
         .with::<mounts::Unmount>()
         .with::<mounts::SpaceOf>()
@@ -61,7 +60,8 @@ impl Mounts for Linux {
         run(&*self.runner, &table::Table { root: root.to_owned() }).await
     }
     async fn at(&self, target: &Target) -> Result<Option<MountedAt>> {
-        run(&*self.runner, &mounts::At { target: target.clone() }).await
+        // Answered by the kernel's own tables; no filesystem is asked, so it needs no helper.
+        mounts::at(target)
     }
     async fn mount(&self, request: &MountRequest) -> Result<Tried> {
         run(&*self.runner, &mounts::Mount { request: request.clone() }).await
@@ -87,6 +87,9 @@ impl Loops for Linux {
     }
     async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>> {
         run(&*self.runner, &loops::Find { request: request.clone() }).await
+    }
+    fn has_in_place(&self, request: &LoopRequest, device: DeviceNumber) -> bool {
+        loops::backing(&loops::path(device)) == request.path()
     }
     async fn list(&self, folder: &Path) -> Result<Vec<LoopDevice>> {
         run(&*self.runner, &loops::List { folder: folder.to_owned() }).await

@@ -113,6 +113,10 @@ impl Driver for Local {
         }
     }
 
+    fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool {
+        self.host.loops.has_in_place(&self.image(name), device)
+    }
+
     async fn attachments(&self) -> Result<Vec<Attachment>> {
         let loops = self.host.loops.list(&self.pool).await?;
         let of_ours = |device: LoopDevice| {

@@ -1,8 +1,11 @@
 //! Loop devices: one per file, found again rather than made twice, and proven gone.
 
+use std::ffi::OsStr;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -156,10 +159,18 @@ fn describe(path: &Path, device: &File, info: &LoopInfo, backing: &Path, found: 
     Ok(LoopDevice { path: path.to_owned(), number, file: file_of(info), backing: backing.to_owned(), direct_io, found })
 }
 
-/// The path of the file behind a loop, as the kernel shows it.
-fn backing(path: &Path) -> PathBuf {
-    let file = Path::new("/sys/block").join(path.file_name().unwrap_or_default()).join("loop/backing_file");
-    PathBuf::from(std::fs::read_to_string(file).unwrap_or_default().trim_end_matches('\n'))
+pub fn path(device: DeviceNumber) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{}", device.minor))
+}
+
+/// The path of the file behind a loop, as the kernel shows it; empty when there is none.
+pub fn backing(path: &Path) -> PathBuf {
+    let file = Path::new("/sys/devices/virtual/block").join(path.file_name().unwrap_or_default()).join("loop/backing_file");
+    // The kernel gives it whole in one read, of one page at most.
+    let mut page = [0; 4096];
+    let read = File::open(file).and_then(|mut file| file.read(&mut page)).unwrap_or(0);
+    let text = page.get(..read).unwrap_or_default();
+    PathBuf::from(OsStr::from_bytes(text.strip_suffix(b"\n").unwrap_or(text)))
 }
 
 /// The loop devices that the kernel has, attached or not.
@@ -208,68 +219,66 @@ impl Task for Detach {
 
     fn run(self) -> Result<Detached> {
         let (file, id) = open(&self.request)?;
-        let Some((path, id)) = self.loop_of(&file, id)? else { return Ok(Detached::NotThere) };
         // Who looks at a device, as udev does, or takes a namespace down that has a copy, is done in a moment.
         for pause in [1, 2, 4, 8, 16] {
-            match self.try_once(&file, id, &path)? {
+            match self.once(&file, id)? {
                 Detached::Lingering => std::thread::sleep(Duration::from_millis(pause)),
                 done => return Ok(done),
             }
         }
-        self.try_once(&file, id, &path)
+        self.once(&file, id)
     }
 }
 
 impl Detach {
-    fn try_once(&self, file: &File, id: FileId, path: &Path) -> Result<Detached> {
-        let what = format!("cannot detach {}", path.display());
-        for _ in 0..TRIES {
-            // O_EXCL is refused as long as any superblock, in whatever namespace, lives on it.
-            let exclusive = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC;
-            let device = match rustix::fs::open(path, exclusive, rustix::fs::Mode::empty()) {
-                Ok(fd) => File::from(fd),
-                Err(Errno::BUSY) => return Ok(Detached::Lingering),
-                Err(Errno::NOENT | Errno::NXIO) => return Ok(Detached::NotThere),
-                Err(e) => return Err(refused(what)(e)),
-            };
-            // Held open: from here on the number cannot become another file's.
-            if !belongs(&device, id).map_err(failed(&what))? {
-                return Ok(Detached::NotThere);
-            }
-            match loop_call(&device, LoopClear) {
-                Ok(()) => {
-                    drop(device);
-                    // With other openers the kernel only promises to clear it later: look.
-                    let gone = attached_to(file, id, &self.request.path())?.is_none();
-                    return Ok(if gone { Detached::Done } else { Detached::Lingering });
-                }
-                Err(Errno::BUSY | Errno::NXIO) => {}
-                Err(e) => return Err(refused(what)(e)),
-            }
-        }
-        Ok(Detached::Lingering)
-    }
-
-    /// The loop to let go of, and the file behind it: the one that the caller knows of, if it still has the file, or had
-    /// it until it was deleted and put back; else the one that is found.
-    fn loop_of(&self, file: &File, id: FileId) -> Result<Option<(PathBuf, FileId)>> {
+    /// One try, at the loop that the caller knows of, if it has the file, or had it until it was deleted and put back;
+    /// else at the one that is found.
+    fn once(&self, file: &File, id: FileId) -> Result<Detached> {
         let shown = self.request.path();
-        if let Some(number) = self.device {
-            let path = PathBuf::from(format!("/dev/loop{}", number.minor));
-            let deleted = format!("{} (deleted)", shown.display());
-            if let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))?
-                && let Some(info) = loop_status(&device).map_err(failed(path.display()))?
-                && (file_of(&info) == id || backing(&path).as_os_str() == deleted.as_str())
-            {
-                return Ok(Some((path, file_of(&info))));
-            }
+        let deleted = format!("{} (deleted)", shown.display());
+        let known = self.device.map(path);
+        let cleared = match known.as_deref().map(|path| clear(path, |info| file_of(info) == id || *backing(path) == *deleted)) {
+            Some(Ok(None)) | None => match attached_to(file, id, &shown)? {
+                Some(found) => clear(&found.path, |info| file_of(info) == id)?,
+                None => None,
+            },
+            Some(cleared) => cleared?,
+        };
+        match cleared {
+            // With other openers the kernel only promises to clear it later: look.
+            Some(Detached::Done) if attached_to(file, id, &shown)?.is_some() => Ok(Detached::Lingering),
+            Some(done) => Ok(done),
+            None => Ok(Detached::NotThere),
         }
-        Ok(attached_to(file, id, &shown)?.map(|found| (found.path, id)))
     }
 }
 
-fn belongs(device: &File, file: FileId) -> io::Result<bool> {
-    Ok(loop_status(device)?.is_some_and(|info| file_of(&info) == file))
+/// Clears a loop, if it is ours. `None`: it is not, or has no file any more.
+fn clear(path: &Path, ours: impl Fn(&LoopInfo) -> bool) -> Result<Option<Detached>> {
+    let what = format!("cannot detach {}", path.display());
+    let belongs = |device: &File| -> Result<bool> { Ok(loop_status(device).map_err(failed(&what))?.is_some_and(|info| ours(&info))) };
+    for _ in 0..TRIES {
+        // O_EXCL is refused as long as any superblock, in whatever namespace, lives on it.
+        let device = match absent(File::options().read(true).custom_flags(libc::O_EXCL).open(path)) {
+            Ok(Some(device)) => device,
+            Ok(None) => return Ok(None),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                let Some(device) = absent(File::open(path)).map_err(failed(&what))? else { return Ok(None) };
+                return Ok(belongs(&device)?.then_some(Detached::Lingering));
+            }
+            Err(e) => return Err(Error::os(what, &e)),
+        };
+        // Held open: from here on the number cannot become another file's.
+        if !belongs(&device)? {
+            return Ok(None);
+        }
+        match loop_call(&device, LoopClear) {
+            Ok(()) => return Ok(Some(Detached::Done)),
+            Err(Errno::BUSY | Errno::NXIO) => {}
+            Err(e) => return Err(refused(what)(e)),
+        }
+    }
+    Ok(Some(Detached::Lingering))
 }
 
 #[derive(Serialize, Deserialize)]

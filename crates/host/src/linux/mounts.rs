@@ -9,13 +9,13 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use dunnage_model::{Bytes, Error, PublishMode, Result};
+use dunnage_model::{Bytes, Error, FsKind, PublishMode, Result};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
-use super::sys::{device_number, failed, refused, writable_clone};
+use super::sys::{device_number, failed, refused, set_block_size, writable_clone};
 use super::tools::probe_file;
 use crate::helpers::Task;
 use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
@@ -59,22 +59,8 @@ impl Task for Prepare {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-pub struct At {
-    pub target: Target,
-}
-
-impl Task for At {
-    const NAME: &'static str = "mount.at";
-    type Output = Option<MountedAt>;
-
-    fn run(self) -> Result<Option<MountedAt>> {
-        at(&self.target)
-    }
-}
-
 /// What is mounted at a target: one statx(2), however many mounts there are.
-fn at(target: &Target) -> Result<Option<MountedAt>> {
+pub fn at(target: &Target) -> Result<Option<MountedAt>> {
     let path = target.path();
     // The kernel is not to ask the filesystem, which may hang; it knows by itself what is mounted where.
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
@@ -139,6 +125,11 @@ impl Task for Mount {
             } else {
                 Err(Error::internal(format!("{what}: device {} is mounted there", there.device)))
             };
+        }
+        if *fs == FsKind::Ext4 {
+            // ext4 begins with blocks of this size, and the kernel forgets what it has read in blocks of another: so the
+            // superblock is read from the disk once less. That it is refused is no harm.
+            let _ = set_block_size(&held, 1024);
         }
         match probe_file(&mut held).map_err(failed(&what))? {
             Probe::Known(known) if known.fs == *fs && known.uuid == *uuid && !known.has_errors => {}

@@ -59,6 +59,12 @@ pub fn unread_by_peer(socket: impl AsFd) -> io::Result<u32> {
     Ok(u32::try_from(unread).unwrap_or(0))
 }
 
+/// In what blocks the kernel reads a device (BLKBSZSET).
+pub fn set_block_size(device: &File, bytes: c_int) -> rustix::io::Result<()> {
+    // SAFETY: 0x40081271 reads one int, which is what the setter points to.
+    unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::Setter::<0x4008_1271, c_int>::new(bytes)) }
+}
+
 /// A detached copy of the mount at `root` that can be written through, while the one at `root` cannot.
 ///
 /// Our folder of mounts is a tmpfs mounted read only; this is the only way to make a folder on it.
