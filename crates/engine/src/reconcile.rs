@@ -204,9 +204,6 @@ pub(crate) fn judge(entry: &mut Entry, seen: Option<&MountEntry>) -> Verdict {
         }
         entry.holders.clear();
     }
-    if there && entry.intent.is_none() && !entry.holders.is_empty() {
-        return Verdict::Keep;
-    }
     if entry.staged.is_some() && !there {
         entry.staged = None;
         // Whatever is there is looked at afresh.

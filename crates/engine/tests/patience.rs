@@ -97,6 +97,7 @@ mod a_platform_that_hangs {
         let engine = machine.with_pg().await;
         let _bell = machine.fake.hang("attach");
         impatient_mount(&engine, "pg", "a").await;
+        let _other_bell = machine.tasks.hang("local.inspect");
         let began = Instant::now();
         let view = engine.get(&volume("pg")).await.expect("known");
         assert_eq!(engine.list(&volume("pg").driver, None).await.expect("listed").len(), 1);
