@@ -53,7 +53,7 @@ impl Bench {
     pub fn configured(yaml: &str, flags: &[&str]) -> Option<Bench> {
         let lacking = ["dockerd", "containerd", "docker", "busybox", "timeout", "tar"].into_iter().find(|name| find(name).is_none());
         if let Some(program) = lacking {
-            skip(&format!("needs {program} (packages docker.io, busybox-static)"));
+            skip(&format!("needs {program} (packages docker.io, docker-cli, busybox-static)"));
             return None;
         }
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@
 //! | law | test | mutation | failure seen |
 //! |---|---|---|---|
 //! | 5 | `dunnage-engine::lib::planner::tests::a_read_error_is_never_formatted` | crates/engine/src/planner.rs: `Found::Unknown => refuse()` → `Found::Unknown => format()` | asked for mkfs |
-//! | 3 | `dunnage-tests::tier2_restart::a_killed_daemon_leaves_its_mounts` | docs/laws/3-unmount-at-stop.patch | the mount is gone |
+//! | 3 | `dunnage-tests::tier2_restart::a_killed_daemon_leaves_its_mounts` | crates/engine/src/engine.rs: `// nothing` → `self.release_all();` | the mount is gone |
 //! ```
 //!
 //! - **law**: a number, words after it are for readers. A law may have many rows.
@@ -15,8 +15,7 @@
 //!   integration test; the name is what the harness calls it, whole. `tierN_…` of `dunnage-tests` run as `cargo xtask
 //!   test` runs them, as root in a sandbox, against a mutated `dunnage` binary.
 //! - **mutation**: ``file: `old` → `new` `` (or `->`; `→ nothing` takes the text away): the old text must be in the file exactly
-//!   once. Or a patch for `git apply`, `docs/laws/NAME.patch`. A `|` in a cell is written `\|`; text with backticks
-//!   stands between double ones.
+//!   once. A `|` in a cell is written `\|`; text with backticks stands between double ones.
 //! - **failure seen**: what the test said when a person tried it. For readers; the run prints what it says now.
 //!
 //! A mutation that does not compile proves nothing, so it makes its row broken, as do a test that is not there or that
@@ -315,7 +314,7 @@ mod tests {
 | Law | Test | Mutation | Failure seen |
 |:--|---|---|---|
 | 5. Never format data | `dunnage-engine::lib::planner::tests::a` | a.rs: `a \\|\\| b` → `a` | asked for mkfs |
-| 3 | dunnage-tests::tier2_restart::b | docs/laws/3.patch | |
+| 3 | dunnage-tests::tier2_restart::b | b.rs: `x` → nothing | |
 ";
 
     #[test]

@@ -2,27 +2,21 @@
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
-use std::process::Command;
 
-use crate::shell::{self, Context, Error, Result};
+use crate::shell::{Context, Error, Result};
 
-/// A change of the source that a test must notice.
+/// A change of the source that a test must notice: one piece of text in one file, there exactly once.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Mutation {
-    /// One piece of text in one file, there exactly once.
-    Replace { file: PathBuf, old: String, new: String },
-    /// A patch below `docs/laws/`, for what one line cannot say.
-    Patch(PathBuf),
+pub struct Mutation {
+    file: PathBuf,
+    old: String,
+    new: String,
 }
 
 impl Mutation {
-    /// Reads a table's cell: ``path/to/file.rs: `old` → `new` `` or `docs/laws/name.patch`.
+    /// Reads a table's cell: ``path/to/file.rs: `old` → `new` ``.
     pub fn parse(cell: &str) -> Result<Self> {
         let cell = cell.trim();
-        let bare = cell.trim_matches('`');
-        if bare.starts_with("docs/laws/") && !bare.contains(char::is_whitespace) {
-            return Ok(Self::Patch(inside(bare)?));
-        }
         let wrong = || Error::new(format!("not a mutation (want `file: \u{60}old\u{60} → \u{60}new\u{60}`): {cell}"));
         let (file, change) = cell.split_once(": ").ok_or_else(wrong)?;
         let file = inside(file.trim().trim_matches('`'))?;
@@ -33,29 +27,21 @@ impl Mutation {
             "nothing" => String::new(),
             _ => code_span(rest).filter(|(_, rest)| rest.trim().is_empty()).ok_or_else(wrong)?.0,
         };
-        if old.is_empty() || old == new { Err(wrong()) } else { Ok(Self::Replace { file, old, new }) }
+        if old.is_empty() || old == new { Err(wrong()) } else { Ok(Self { file, old, new }) }
     }
 
     /// Puts the change into the tree at `root`.
     ///
     /// # Errors
-    /// When the text is not there exactly once, or the patch does not fit: the code has moved on and the row has not.
+    /// When the text is not there exactly once: the code has moved on and the row has not.
     pub fn apply(&self, root: &Path) -> Result<()> {
-        match self {
-            Self::Replace { file, old, new } => {
-                let changed = changed(root, file, old, new)?;
-                fs::write(root.join(file), changed).context(format_args!("cannot write {}", file.display()))
-            }
-            Self::Patch(patch) => git_apply(root, patch, &[]),
-        }
+        let changed = changed(root, &self.file, &self.old, &self.new)?;
+        fs::write(root.join(&self.file), changed).context(format_args!("cannot write {}", self.file.display()))
     }
 
     /// Whether [`Mutation::apply`] would work, without doing it.
     pub fn check(&self, root: &Path) -> Result<()> {
-        match self {
-            Self::Replace { file, old, new } => changed(root, file, old, new).map(drop),
-            Self::Patch(patch) => git_apply(root, patch, &["--check"]),
-        }
+        changed(root, &self.file, &self.old, &self.new).map(drop)
     }
 }
 
@@ -70,13 +56,6 @@ fn replace_once(text: &str, old: &str, new: &str) -> std::result::Result<String,
         1 => Ok(text.replacen(old, new, 1)),
         times => Err(times),
     }
-}
-
-/// Applies a patch with git, told that it is in no repository: else a tree below an ignored folder would be skipped.
-fn git_apply(root: &Path, patch: &Path, more: &[&str]) -> Result<()> {
-    let mut git = Command::new("git");
-    git.env("GIT_CEILING_DIRECTORIES", root.parent().unwrap_or(root)).current_dir(root);
-    shell::output(git.arg("apply").args(more).arg(patch)).map(drop)
 }
 
 /// A path that stays in the tree.
@@ -113,7 +92,7 @@ mod tests {
     use super::*;
 
     fn replace(file: &str, old: &str, new: &str) -> Mutation {
-        Mutation::Replace { file: file.into(), old: old.into(), new: new.into() }
+        Mutation { file: file.into(), old: old.into(), new: new.into() }
     }
 
     #[test]
@@ -132,11 +111,6 @@ mod tests {
     #[test]
     fn text_can_be_taken_away() {
         assert_eq!(Mutation::parse("a.rs: `self.fence()?;` → nothing").unwrap(), replace("a.rs", "self.fence()?;", ""));
-    }
-
-    #[test]
-    fn a_patch_is_named_by_its_path() {
-        assert_eq!(Mutation::parse("`docs/laws/5-format.patch`").unwrap(), Mutation::Patch("docs/laws/5-format.patch".into()));
     }
 
     #[test]
@@ -160,20 +134,5 @@ mod tests {
         assert_eq!(replace_once("a b c", "b", "x"), Ok("a x c".into()));
         assert_eq!(replace_once("a b b", "b", "x"), Err(2));
         assert_eq!(replace_once("a c", "b", "x"), Err(0));
-    }
-
-    #[test]
-    fn a_patch_applies_below_an_ignored_folder() {
-        let root = std::env::temp_dir().join(format!("xtask-patch-{}", std::process::id()));
-        fs::create_dir_all(root.join("docs/laws")).unwrap();
-        fs::write(root.join("a.rs"), "one\ntwo\n").unwrap();
-        fs::write(root.join("docs/laws/x.patch"), "--- a/a.rs\n+++ b/a.rs\n@@ -1,2 +1,2 @@\n one\n-two\n+three\n").unwrap();
-        let mutation = Mutation::parse("docs/laws/x.patch").unwrap();
-        mutation.check(&root).unwrap();
-        mutation.apply(&root).unwrap();
-        let changed = fs::read_to_string(root.join("a.rs")).unwrap();
-        assert!(mutation.check(&root).is_err());
-        fs::remove_dir_all(&root).unwrap();
-        assert_eq!(changed, "one\nthree\n");
     }
 }

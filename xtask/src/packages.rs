@@ -16,6 +16,8 @@ struct Package {
     tiers: &'static [u8],
     here_if: Here,
     why: &'static str,
+    /// Older releases have it in another package of this list: installed where apt knows of it.
+    split_off: bool,
 }
 
 /// How one sees that a package's use is here, by whatever way it came.
@@ -29,34 +31,30 @@ enum Here {
     File(&'static str),
 }
 
+const fn package(name: &'static str, tiers: &'static [u8], here_if: Here, why: &'static str) -> Package {
+    Package { name, tiers, here_if, why, split_off: false }
+}
+
 const PACKAGES: &[Package] = &[
-    Package { name: "e2fsprogs", tiers: &[2, 3, 4], here_if: Here::Command("mkfs.ext4"), why: "makes, checks and grows ext4" },
-    Package { name: "util-linux", tiers: &[2, 3, 4], here_if: Here::Command("unshare"), why: "namespaces for the tests, blkid" },
-    Package { name: "mount", tiers: &[2, 3, 4], here_if: Here::Command("losetup"), why: "mount, umount and losetup" },
-    Package { name: "procps", tiers: &[2, 3, 4], here_if: Here::Command("ps"), why: "looks at the daemons that the tests start" },
-    Package { name: "iproute2", tiers: &[2, 3, 4], here_if: Here::Command("ip"), why: "networks between nodes" },
-    Package { name: "bash", tiers: &[2, 3], here_if: Here::Command("bash"), why: "runs the completion script" },
-    Package {
-        name: "bash-completion",
-        tiers: &[2, 3],
-        here_if: Here::File("/usr/share/bash-completion/bash_completion"),
-        why: "loads the completion script as a user's shell does",
-    },
+    package("e2fsprogs", &[2, 3, 4], Here::Command("mkfs.ext4"), "makes, checks and grows ext4"),
+    package("util-linux", &[2, 3, 4], Here::Command("unshare"), "namespaces for the tests, blkid"),
+    package("mount", &[2, 3, 4], Here::Command("losetup"), "mount, umount and losetup"),
+    package("procps", &[2, 3, 4], Here::Command("ps"), "looks at the daemons that the tests start"),
+    package("iproute2", &[2, 3, 4], Here::Command("ip"), "networks between nodes"),
+    package("bash", &[2, 3], Here::Command("bash"), "runs the completion script"),
+    package(
+        "bash-completion",
+        &[2, 3],
+        Here::File("/usr/share/bash-completion/bash_completion"),
+        "loads the completion script as a user's shell does",
+    ),
     // Not `man`: minimized Ubuntu images have a stub of that name.
-    Package { name: "man-db", tiers: &[2, 3], here_if: Here::Command("mandb"), why: "renders the manual pages" },
-    Package {
-        name: "systemd",
-        tiers: &[2, 3],
-        here_if: Here::Command("systemd-analyze"),
-        why: "systemd-analyze verifies the unit files; systemd itself is not started",
-    },
-    Package { name: "docker.io", tiers: &[3], here_if: Here::Command("dockerd"), why: "an engine that the tests start by themselves" },
-    Package {
-        name: "busybox-static",
-        tiers: &[3],
-        here_if: Here::StaticCommand { command: "busybox", conflicts: "busybox" },
-        why: "the image that test containers run",
-    },
+    package("man-db", &[2, 3], Here::Command("mandb"), "renders the manual pages"),
+    package("systemd", &[2, 3], Here::Command("systemd-analyze"), "systemd-analyze verifies the unit files; systemd itself is not started"),
+    package("docker.io", &[3], Here::Command("dockerd"), "an engine that the tests start by themselves"),
+    // A package of its own since Debian 13.
+    Package { split_off: true, ..package("docker-cli", &[3], Here::Command("docker"), "what talks to the engine") },
+    package("busybox-static", &[3], Here::StaticCommand { command: "busybox", conflicts: "busybox" }, "the image that test containers run"),
 ];
 
 /// Whether the person who started us has agreed beforehand.
@@ -113,7 +111,7 @@ pub fn provide(tiers: &[u8], consent: Consent) -> Result<()> {
             return Ok(());
         }
     }
-    install(rights, &names)
+    install(rights, &missing)
 }
 
 fn missing(tiers: &[u8]) -> Vec<&'static Package> {
@@ -175,12 +173,21 @@ printf '#!/bin/sh\n%s\nexit 101\n' "$mark" > "$policy"
 chmod 755 "$policy"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update || echo 'apt-get update failed; trying with the lists that are here' >&2
+# What begins with a question mark is left out where there is no such package.
+for name in "$@"; do
+    shift
+    case $name in
+    '?'*) if apt-cache show "${name#?}" > /dev/null 2>&1; then set -- "$@" "${name#?}"; fi ;;
+    *) set -- "$@" "$name" ;;
+    esac
+done
 apt-get install -y --no-install-recommends --no-remove "$@"
 "#;
 
-fn install(rights: Rights, names: &[&str]) -> Result<()> {
-    println!("Installing {} ...", names.join(", "));
-    let status = rights.command("sh").args(["-c", INSTALL, "sh"]).args(names).status().context("cannot run apt-get")?;
+fn install(rights: Rights, packages: &[&Package]) -> Result<()> {
+    println!("Installing {} ...", packages.iter().map(|package| package.name).collect::<Vec<_>>().join(", "));
+    let marked = packages.iter().map(|package| format!("{}{}", if package.split_off { "?" } else { "" }, package.name));
+    let status = rights.command("sh").args(["-c", INSTALL, "sh"]).args(marked).status().context("cannot run apt-get")?;
     if !status.success() {
         return Err(Error::new(format!("the packages could not be installed ({status}); --no-install goes on without them")));
     }

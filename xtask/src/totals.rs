@@ -61,7 +61,8 @@ pub struct Book {
     tiers: BTreeMap<u8, Totals>,
     /// What is wrong, in the order in which it was found.
     pub failures: Vec<String>,
-    skips: Vec<String>,
+    /// Why tests were skipped, and how many for each reason.
+    skips: BTreeMap<String, u32>,
     not_possible: BTreeMap<&'static str, u32>,
 }
 
@@ -76,7 +77,7 @@ impl Book {
             self.failures.push(format!("{name}: {broken}"));
         }
         if counts.ignored > 0 {
-            self.skips.push(format!("{name}: {} marked #[ignore]", counts.ignored));
+            *self.skips.entry(format!("{name}: marked #[ignore]")).or_default() += counts.ignored;
         }
         for one in skip_log.lines().filter_map(|line| not_run(line, absent)) {
             // The harness took a test that returned early for one that passed.
@@ -84,7 +85,7 @@ impl Book {
             match one {
                 NotRun::Skipped(reason) => {
                     totals.skipped += 1;
-                    self.skips.push(format!("{name}: {reason}"));
+                    *self.skips.entry(format!("{name}: {reason}")).or_default() += 1;
                 }
                 NotRun::NotPossible(limit) => {
                     totals.not_possible += 1;
@@ -98,7 +99,7 @@ impl Book {
     /// Enters tests that were not even started.
     pub fn skip(&mut self, tier: u8, name: &str, tests: u32, reason: &str) {
         self.tiers.entry(tier).or_default().skipped += tests;
-        self.skips.push(format!("{name}: {tests} tests, {reason}"));
+        *self.skips.entry(format!("{name}: {reason}")).or_default() += tests;
     }
 
     /// Enters a failure that is no test's own, such as a leak.
@@ -129,7 +130,8 @@ impl Book {
             }
         };
         list("Failed:", &self.failures);
-        list("Skipped:", &self.skips);
+        let skips: Vec<_> = self.skips.iter().map(|(why, tests)| format!("{why} ({tests} tests)")).collect();
+        list("Skipped:", &skips);
         let limits: Vec<_> = absent
             .iter()
             .map(|limit| format!("{:18} {} test(s); {}", limit.name, self.not_possible.get(limit.name).unwrap_or(&0), limit.means))
