@@ -210,6 +210,27 @@ fn an_uninstallation_removes_every_file_and_nothing_else() {
 }
 
 #[test]
+fn dvdcli_is_installed_beside_the_binary_and_runs() {
+    let installed = Installed::new();
+    let said = sh(&installed.at("usr/local/bin/dvdcli version"));
+    assert!(said.contains("SemVer: "), "{said}");
+    assert!(installed.read("usr/local/share/man/man1/dvdcli-mount.1").contains("explicitcreate"));
+}
+
+#[test]
+fn another_program_that_is_called_dvdcli_is_neither_overwritten_nor_removed() {
+    let root = scratch();
+    let theirs = root.join("usr/local/bin/dvdcli");
+    std::fs::create_dir_all(theirs.parent().expect("parent")).expect("mkdir");
+    std::fs::write(&theirs, "theirs").expect("write");
+    let tried = Command::new(binary()).args(["install", "--root"]).arg(&root).output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&tried.stderr);
+    assert!(tried.status.code() == Some(4) && said.contains("usr/local/bin/dvdcli"), "{said}");
+    run(&["uninstall", "--root", &root.display().to_string()]);
+    assert_eq!(files_beneath(&root), theirs.display().to_string());
+}
+
+#[test]
 fn an_uninstallation_is_refused_while_volumes_are_held_and_while_the_daemon_runs() {
     let mut node = Node::started();
     let units = node.folder.join("units");

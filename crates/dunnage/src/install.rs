@@ -81,10 +81,9 @@ WantedBy=sockets.target
 struct Plan {
     root: PathBuf,
     binary: PathBuf,
-    man: PathBuf,
-    bash: PathBuf,
-    zsh: PathBuf,
-    fish: PathBuf,
+    /// The same binary under its other names.
+    links: Vec<PathBuf>,
+    share: PathBuf,
     units: PathBuf,
 }
 
@@ -99,10 +98,8 @@ impl Plan {
         Ok(Plan {
             root: args.root.clone(),
             binary: prefix.join("bin/dunnage"),
-            man: prefix.join("share/man/man1"),
-            bash: prefix.join("share/bash-completion/completions/dunnage"),
-            zsh: prefix.join("share/zsh/site-functions/_dunnage"),
-            fish: prefix.join("share/fish/vendor_completions.d/dunnage.fish"),
+            links: vec![prefix.join("bin").join(dunnage_dvdcli::NAME)],
+            share: prefix.join("share"),
             units: PathBuf::from("/etc/systemd/system"),
         })
     }
@@ -122,19 +119,28 @@ impl Plan {
             (self.units.join("dunnage.service"), self.unit(SERVICE).into_bytes()),
             (self.units.join("dunnage-shutdown.service"), self.unit(SHUTDOWN).into_bytes()),
             (self.units.join("dunnage.socket"), SOCKET.as_bytes().to_vec()),
-            (self.bash.clone(), completion(Shell::Bash).into_bytes()),
-            (self.zsh.clone(), completion(Shell::Zsh).into_bytes()),
-            (self.fish.clone(), completion(Shell::Fish).into_bytes()),
         ];
-        for (name, page) in manual()? {
-            files.push((self.man.join(name), page));
+        for face in faces() {
+            let name = face.get_name().to_owned();
+            let scripts = [
+                (Shell::Bash, format!("bash-completion/completions/{name}")),
+                (Shell::Zsh, format!("zsh/site-functions/_{name}")),
+                (Shell::Fish, format!("fish/vendor_completions.d/{name}.fish")),
+            ];
+            files.extend(scripts.map(|(shell, path)| (self.share.join(path), script(shell, face.clone()).into_bytes())));
+            files.extend(manual(face)?.into_iter().map(|(page, text)| (self.share.join("man/man1").join(page), text)));
         }
         Ok(files)
     }
 }
 
-/// The manual pages: one for the whole, and one for each command.
-fn manual() -> Result<Vec<(String, Vec<u8>)>> {
+/// The command lines of this binary.
+fn faces() -> [clap::Command; 2] {
+    [command(), dunnage_dvdcli::command()]
+}
+
+/// The manual pages of a command line: one for the whole, and one for each command.
+fn manual(mut face: clap::Command) -> Result<Vec<(String, Vec<u8>)>> {
     fn pages(command: &clap::Command, name: &str, into: &mut Vec<(String, Vec<u8>)>) -> std::io::Result<()> {
         let mut page = Vec::new();
         clap_mangen::Man::new(command.clone().name(name.to_owned()).display_name(name.to_owned())).render(&mut page)?;
@@ -145,16 +151,19 @@ fn manual() -> Result<Vec<(String, Vec<u8>)>> {
         Ok(())
     }
     let mut all = Vec::new();
-    let mut root = command();
-    root.build();
-    pages(&root, "dunnage", &mut all).map_err(|e| Error::os("cannot make the manual pages", &e))?;
+    face.build();
+    pages(&face, face.get_name(), &mut all).map_err(|e| Error::os("cannot make the manual pages", &e))?;
     Ok(all)
 }
 
 /// A shell's completion script.
 pub fn completion(shell: Shell) -> String {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command(), "dunnage", &mut script);
+    script(shell, command())
+}
+
+fn script(shell: Shell, mut face: clap::Command) -> String {
+    let (mut script, name) = (Vec::new(), face.get_name().to_owned());
+    clap_complete::generate(shell, &mut face, name, &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
@@ -172,6 +181,25 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     Ok(())
 }
 
+/// Makes a link to our binary, which lies beside it. What is there and is not ours stays.
+fn relink(path: &Path) -> Result<()> {
+    let failed = |e: std::io::Error| Error::os(format_args!("cannot install {}", path.display()), &e);
+    match fs::read_link(path) {
+        Ok(target) if target == Path::new("dunnage") => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        _ => {
+            let detail = format!("{} is there already, and is not ours", path.display());
+            return Err(Error::new(dunnage_model::Kind::ExistsIncompatible, detail, "move it away, and install again"));
+        }
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    std::os::unix::fs::symlink("dunnage", path).map_err(failed)?;
+    println!("installed {} (this binary under its other name)", path.display());
+    Ok(())
+}
+
 /// `dunnage install`
 pub fn install(args: &InstallArgs) -> Result<()> {
     if args.root == Path::new("/") && !rustix::process::geteuid().is_root() {
@@ -179,6 +207,10 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     }
     let plan = Plan::new(args)?;
     let this = fs::read("/proc/self/exe").map_err(|e| Error::os("cannot read this binary", &e))?;
+    // First, for it is refused where another program has the name.
+    for link in &plan.links {
+        relink(&plan.at(link))?;
+    }
     write(&plan.at(&plan.binary), &this, 0o755)?;
     for (path, content) in plan.files()? {
         write(&plan.at(&path), &content, 0o644)?;
@@ -200,7 +232,9 @@ pub fn uninstall(args: &InstallArgs, places: &Places) -> Result<()> {
         let _ = rustix::mount::unmount(places.state_dir.join("volumes"), rustix::mount::UnmountFlags::NOFOLLOW);
     }
     let plan = Plan::new(args)?;
-    let paths = plan.files()?.into_iter().map(|(path, _)| path).chain([plan.binary.clone()]);
+    let ours = |link: &PathBuf| fs::read_link(plan.at(link)).is_ok_and(|target| target == Path::new("dunnage"));
+    let links = plan.links.iter().filter(|link| ours(link)).cloned();
+    let paths = plan.files()?.into_iter().map(|(path, _)| path).chain(links).chain([plan.binary.clone()]);
     for path in paths.map(|path| plan.at(&path)) {
         match fs::remove_file(&path) {
             Ok(()) => println!("removed {}", path.display()),

@@ -34,6 +34,9 @@ fn main() -> ExitCode {
             }
         };
     }
+    if std::path::Path::new(&name).file_name().is_some_and(|name| name == dunnage_dvdcli::NAME) {
+        return dunnage_dvdcli::main();
+    }
     // Written to by a pipe that is closed (`dunnage volume ls | head`): end, as every other tool does.
     let outcome = cli::run();
     match outcome {

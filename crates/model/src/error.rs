@@ -76,6 +76,22 @@ impl Kind {
         }
     }
 
+    /// All words of the taxonomy.
+    pub const WORDS: [&str; 12] = [
+        "not_found",
+        "exists_incompatible",
+        "in_use",
+        "wrong_topology",
+        "throttled",
+        "platform_unavailable",
+        "permission",
+        "invalid_argument",
+        "not_blank",
+        "limit_reached",
+        "timeout",
+        "internal",
+    ];
+
     /// The exit code of the command line.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -18,7 +18,7 @@ pub use actions::{CreateAction, MountAction, ReleaseAction, RemoveAction, Unmoun
 pub use error::{Error, HERE, Kind, Result};
 pub use holder::{Caller, CallerKind, Holder, HolderKey};
 pub use ids::{BootId, DriverName, EndpointName, NodeId, OperationId, VolumeId, VolumeName};
-pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options};
+pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options, split_options};
 pub use size::Bytes;
 pub use suggest::nearest;
 pub use volume::{FsKind, Mode, PartialSpec, Usage, VolumeInfo, VolumeSpec, VolumeState};

@@ -108,6 +108,24 @@ fn find(key: &str) -> Option<&'static KnownKey> {
     KEYS.iter().find(|k| k.name.eq_ignore_ascii_case(key) || k.aliases.iter().any(|a| a.eq_ignore_ascii_case(key)))
 }
 
+/// Takes options apart that stand together, as `size=10,fs=ext4`. A comma or a semicolon begins another option only before
+/// a known `key=`, so that values may have commas; after a key that nobody here knows (another's plugin has its own)
+/// before any `word=`.
+pub fn split_options(text: &str) -> Vec<&str> {
+    let key_of = |text: &str| text.split_once('=').map_or("", |(key, _)| key.trim()).to_owned();
+    let word = |key: &str| !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c));
+    let (mut options, mut begin) = (Vec::new(), 0);
+    for (at, _) in text.match_indices([',', ';']) {
+        let (current, next) = (key_of(&text[begin..]), key_of(&text[at + 1..]));
+        if find(&next).is_some() || (find(&current).is_none() && word(&next)) {
+            options.push(text[begin..at].trim());
+            begin = at + 1;
+        }
+    }
+    options.push(text[begin..].trim());
+    options
+}
+
 /// A hint that was given and is not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hint {
@@ -316,6 +334,20 @@ mod tests {
         let parsed = parse(&[("labels", "a=b=c;tier=gold")]).expect("labels");
         assert_eq!(parsed.spec.labels.get("a").map(String::as_str), Some("b=c"));
         assert_eq!(parsed.spec.labels.get("tier").map(String::as_str), Some("gold"));
+    }
+
+    #[test]
+    fn options_that_stand_together_are_taken_apart_before_known_keys() {
+        for (text, expected) in [
+            ("size=10,fs=ext4;uid=5", vec!["size=10", "fs=ext4", "uid=5"]),
+            ("labels=a=1,b=2,size=5", vec!["labels=a=1,b=2", "size=5"]),
+            ("mountOptions=noatime,nodev, size=5", vec!["mountOptions=noatime,nodev", "size=5"]),
+            ("their=1,other=2,x", vec!["their=1", "other=2,x"]),
+            ("size", vec!["size"]),
+            ("", vec![""]),
+        ] {
+            assert_eq!(split_options(text), expected, "{text:?}");
+        }
     }
 
     #[test]

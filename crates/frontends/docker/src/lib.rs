@@ -173,12 +173,14 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
         let options = body.opts.unwrap_or_default();
         let pairs: Vec<(&str, &str)> = options.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap_or(""))).collect();
         let parsed = parse_options(pairs, frontend.endpoint.hints, frontend.endpoint.driver.as_str()).map_err(|e| e.of(&volume.name))?;
-        for Hint { key, value } in &parsed.unheeded {
-            tracing::warn!(operation = %call.operation, volume = %volume, "the hint {key}={value} is not followed");
+        let warnings: Vec<String> =
+            parsed.unheeded.iter().map(|Hint { key, value }| format!("the hint {key}={value} is not followed")).collect();
+        for warning in &warnings {
+            tracing::warn!(operation = %call.operation, volume = %volume, "{warning}");
         }
         let (endpoint, defaults) = (frontend.endpoint.name.clone(), frontend.endpoint.defaults.clone());
         let request = CreateRequest { volume, endpoint, asked: parsed.spec, defaults };
-        frontend.engine.create(&call, request).await.map(|_| Answer::Done)
+        frontend.engine.create(&call, request).await.map(|_| Answer::Created(warnings))
     };
     answer(work.await)
 }

@@ -44,6 +44,8 @@ pub enum Answer {
     Activate,
     Scope(&'static str),
     Done,
+    /// Created; and what was not heeded, for clients that pass it on (dockerd does not).
+    Created(Vec<String>),
     Mountpoint(String),
     Volume(Box<VolumeAnswer>),
     Volumes(Vec<VolumeAnswer>),
@@ -57,6 +59,8 @@ impl IntoResponse for Answer {
             Answer::Activate => json!({ "Implements": ["VolumeDriver"] }),
             Answer::Scope(scope) => json!({ "Capabilities": { "Scope": scope } }),
             Answer::Done => json!({ "Err": "" }),
+            Answer::Created(warnings) if warnings.is_empty() => json!({ "Err": "" }),
+            Answer::Created(warnings) => json!({ "Err": "", "Warnings": warnings }),
             Answer::Mountpoint(path) => json!({ "Mountpoint": path, "Err": "" }),
             Answer::Volume(volume) => json!({ "Volume": volume, "Err": "" }),
             Answer::Volumes(volumes) => json!({ "Volumes": volumes, "Err": "" }),

@@ -1,10 +1,10 @@
 //! HTTP over unix sockets, as all frontends need it: taking a socket's place without pushing anybody off it, knowing
-//! whether an answer was read, reading bodies with a bound, and a client.
+//! whether an answer was read, reading bodies with a bound, and a client (over any stream).
 
 mod client;
 mod listen;
 
-pub use client::{Answer, Client};
+pub use client::{Answer, Client, exchange};
 pub use listen::{Connection, Listening, SocketMode, bind, serve};
 
 use axum::body::{Body, Bytes};

@@ -1,0 +1,13 @@
+//! dvdcli: a client of any Docker volume plugin, for Mesos agents, scripts and people.
+//!
+//! It speaks the plugin API to whoever serves it, ours or not, and knows nothing of what is behind. On stdout stands what
+//! was asked for and nothing else: Mesos takes the whole of it for the path. The exit code is 0 or 1.
+#![allow(clippy::print_stdout)] // this is a command line
+
+mod cli;
+mod find;
+mod plugin;
+mod tls;
+mod verbs;
+
+pub use cli::{NAME, command, main};

@@ -1,0 +1,117 @@
+//! What each command asks of the plugin, and in which order.
+
+use std::collections::BTreeMap;
+
+use dunnage_model::{Error, HintPolicy, parse_options};
+use serde_json::{Value, json};
+
+use crate::find::Places;
+use crate::plugin::{Complaint, Failure, Plugin, Said, Volume};
+
+type Result<T, E = Complaint> = std::result::Result<T, E>;
+
+/// A volume, and the options that were given with it.
+pub struct Asked {
+    pub name: String,
+    pub options: Vec<(String, String)>,
+}
+
+impl Asked {
+    fn named(&self) -> Value {
+        json!({ "Name": self.name })
+    }
+}
+
+/// Finds the plugin and makes sure that it is one.
+pub async fn activated(places: &Places, driver: &str) -> Result<Plugin> {
+    let plugin = Plugin::at(places.find(driver)?);
+    plugin.activate().await.map_err(|e| e.told("Plugin.Activate"))?;
+    Ok(plugin)
+}
+
+async fn look(plugin: &Plugin, asked: &Asked) -> Result<Volume, Failure> {
+    let said = plugin.call("Get", asked.named()).await?;
+    said.volume.ok_or_else(|| Failure::Refused(format!("no such volume: {}", asked.name)))
+}
+
+pub async fn create(plugin: &Plugin, asked: &Asked) -> Result<()> {
+    let options: BTreeMap<&str, &str> = asked.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let said = plugin.call("Create", json!({ "Name": asked.name, "Opts": options })).await.map_err(|e| e.told("Create"))?;
+    for warning in said.warnings {
+        eprintln!("dvdcli: {warning}");
+    }
+    Ok(())
+}
+
+pub async fn remove(plugin: &Plugin, asked: &Asked) -> Result<()> {
+    look(plugin, asked).await.map_err(|e| e.told("Get"))?;
+    plugin.call("Remove", asked.named()).await.map(drop).map_err(|e| e.told("Remove"))
+}
+
+pub async fn mount(plugin: &Plugin, asked: &Asked, explicit: bool) -> Result<String> {
+    match look(plugin, asked).await {
+        Ok(volume) => tell_differences(&volume, asked),
+        // Whoever cannot be reached, or is in doubt, is not asked to make anything.
+        Err(failure) if !failure.may_be_absent() => return Err(failure.told("Get")),
+        Err(_) if explicit => {
+            let detail = format!("there is no volume {:?}, and --explicitcreate forbids to make it", asked.name);
+            return Err(Error::not_found(detail, format!("create it first: dvdcli create --volumename={}", asked.name)).into());
+        }
+        Err(_) => create(plugin, asked).await?,
+    }
+    let Said { mountpoint, .. } = plugin.call("Mount", asked.named()).await.map_err(|e| e.told("Mount"))?;
+    let no_path = || Error::unavailable("Mount: the plugin answered no path", "look into the plugin's own log");
+    Ok(mountpoint.filter(|path| !path.is_empty()).ok_or_else(no_path)?)
+}
+
+/// An unmount of what is not mounted is done: Mesos unmounts what it never mounted, and must not fail.
+pub async fn unmount(plugin: &Plugin, asked: &Asked) -> Result<()> {
+    let failure = match look(plugin, asked).await {
+        Err(e) if e.says_absent() || e.says_impossible() => return told(asked),
+        // The volume may be gone from the platform and mounted all the same: only the plugin knows.
+        _ => match plugin.call("Unmount", asked.named()).await {
+            Ok(_) => return Ok(()),
+            Err(failure) => failure,
+        },
+    };
+    if failure.says_absent() { told(asked) } else { Err(failure.told("Unmount")) }
+}
+
+fn told(asked: &Asked) -> Result<()> {
+    eprintln!("dvdcli: there is no volume {:?}: nothing to unmount", asked.name);
+    Ok(())
+}
+
+pub async fn path(plugin: &Plugin, asked: &Asked) -> Result<Option<String>> {
+    look(plugin, asked).await.map_err(|e| e.told("Get"))?;
+    let said = plugin.call("Path", asked.named()).await.map_err(|e| e.told("Path"))?;
+    Ok(said.mountpoint.filter(|path| !path.is_empty()))
+}
+
+pub async fn get(plugin: &Plugin, asked: &Asked) -> Result<String> {
+    look(plugin, asked).await.map(|volume| volume.name).map_err(|e| e.told("Get"))
+}
+
+pub async fn list(plugin: &Plugin) -> Result<Vec<String>> {
+    let said = plugin.call("List", json!({})).await.map_err(|e| e.told("List"))?;
+    Ok(said.volumes.unwrap_or_default().into_iter().map(|volume| volume.name).collect())
+}
+
+/// A volume that exists is mounted as it is, whatever is asked for. Where Dunnage tells what it is, what differs is said.
+fn tell_differences(volume: &Volume, asked: &Asked) {
+    let status = |key: &str| volume.status.as_ref()?.get(key)?.as_str().map(str::to_owned);
+    let options = asked.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+    let Ok(parsed) = parse_options(options, HintPolicy::Warn, "any") else { return };
+    let pairs = [("size", parsed.spec.size.map(|size| size.to_string())), ("fs", parsed.spec.fs.map(|fs| fs.to_string()))];
+    for (key, wanted) in pairs {
+        if let (Some(wanted), Some(has)) = (wanted, status(key))
+            && wanted != has
+        {
+            eprintln!("dvdcli: volume {:?} exists with {key}={has}, and not {wanted}: it is mounted as it is", asked.name);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "verbs_tests.rs"]
+mod tests;

@@ -1,0 +1,201 @@
+//! dvdcli against our own daemon: what its users type, and what a Mesos agent executes.
+#![allow(clippy::expect_used)]
+
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use dunnage_tests::{BOUND, Node, Ran, binary, eventually, is_mounted};
+
+/// A node, and the binary under its other name.
+struct Bench {
+    node: Node,
+    dvdcli: PathBuf,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let node = Node::started();
+        let dvdcli = node.folder.join("dvdcli");
+        symlink(binary(), &dvdcli).expect("symlink");
+        Bench { node, dvdcli }
+    }
+
+    /// As a Mesos agent executes it: an absolute path, nothing on stdin, pipes, `/`, a process group of its own, and the
+    /// agent's environment with three variables more.
+    fn spawn(&self, args: &[&str]) -> Child {
+        let mut command = Command::new(&self.dvdcli);
+        command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.envs([("LIBPROCESS_IP", "127.0.0.1"), ("LIBPROCESS_PORT", "0"), ("LIBPROCESS_MEMORY_PROFILING", "false")]);
+        command.env("DUNNAGE_PLUGIN_DIR", &self.node.plugins);
+        command.spawn().expect("it runs")
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        let output = self.spawn(args).wait_with_output().expect("it ends");
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    /// The same for one volume of our driver.
+    fn of(&self, volume: &str, command: &str, more: &[&str]) -> Ran {
+        let name = format!("--volumename={volume}");
+        let mut args = vec![command, "--volumedriver=dunnage", &name];
+        args.extend(more);
+        self.run(&args)
+    }
+
+    fn mountpoint(&self, volume: &str) -> String {
+        self.node.mountpoint(volume).display().to_string()
+    }
+}
+
+#[test]
+fn a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else() {
+    let bench = Bench::new();
+    let ran = bench.of("vol1", "mount", &["--volumeopts=size=1", "--volumeopts=fs=ext4"]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, format!("{}\n", bench.mountpoint("vol1")).as_str()), "{}", ran.err);
+    assert!(is_mounted(&bench.node.mountpoint("vol1")));
+    assert_eq!(bench.node.holders("vol1"), [(None, 1, 0, 0)]);
+    bench.of("vol1", "unmount", &[]).ok();
+    bench.node.assert_nothing_left();
+}
+
+#[test]
+fn mesos_mounts_for_every_container_and_unmounts_once() {
+    let bench = Bench::new();
+    for _ in 0..3 {
+        assert_eq!(bench.of("vol1", "mount", &[]).ok(), bench.mountpoint("vol1"));
+    }
+    bench.of("vol1", "unmount", &[]).ok();
+    assert!(!is_mounted(&bench.node.mountpoint("vol1")));
+    bench.node.assert_nothing_left();
+}
+
+#[test]
+fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is_no_error() {
+    let bench = Bench::new();
+    bench.node.cli(&["volume", "create", "idle"]).ok();
+    for name in ["idle", "never-made", "a b/../c=d;$(id)", "", "../../etc", &"x".repeat(4096)] {
+        let ran = bench.of(name, "unmount", &[]);
+        assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{name:?}: {}", ran.err);
+    }
+}
+
+#[test]
+fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing() {
+    let bench = Bench::new();
+    for name in ["a b/../c=d;$(id)", "../../etc", "", "-rf"] {
+        let ran = bench.of(name, "mount", &[]);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{name:?}");
+        assert!(ran.err.starts_with("dvdcli: invalid_argument{") && ran.err.lines().count() == 1, "{}", ran.err);
+    }
+    for option in ["--volumeopts==x", "--volumeopts=siez=5", "--volumeopts=size", "--volumeopts=fs type=ext4 -O x"] {
+        let ran = bench.of("v", "mount", &[option]);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{option}");
+        assert!(ran.err.contains("invalid_argument"), "{option}: {}", ran.err);
+    }
+    assert_eq!(bench.node.cli(&["volume", "ls", "-q"]).ok(), "");
+}
+
+#[test]
+fn every_command_prints_what_the_old_one_printed() {
+    let bench = Bench::new();
+    let created = bench.of("b", "create", &["--volumeopts=size=32M,labels=tier=gold,uid=5"]);
+    assert_eq!((created.code, created.out.as_str()), (0, ""), "{}", created.err);
+    assert!(bench.node.cli(&["volume", "inspect", "b"]).ok().contains("tier=gold"));
+    bench.of("a", "create", &["--volumeopts=size=16M"]).ok();
+    assert_eq!(bench.run(&["list", "--volumedriver=dunnage"]).ok(), "a\nb");
+    assert_eq!(bench.of("a", "get", &[]).ok(), "a");
+    assert_eq!(bench.of("a", "path", &[]).ok(), "");
+    bench.of("a", "mount", &[]).ok();
+    assert_eq!(bench.of("a", "path", &[]).ok(), bench.mountpoint("a"));
+    assert!(bench.of("a", "remove", &[]).fails(1).contains("in_use{n1}"));
+    bench.of("a", "unmount", &[]).ok();
+    bench.of("a", "remove", &[]).ok();
+    for command in ["get", "path", "remove"] {
+        assert!(bench.of("a", command, &[]).fails(1).contains("not_found"), "{command}");
+    }
+    assert!(bench.run(&["version"]).ok().contains(&format!("SemVer: {}", env!("CARGO_PKG_VERSION"))));
+    assert!(bench.run(&[]).ok().contains("Usage: dvdcli"));
+}
+
+#[test]
+fn explicit_create_in_both_spellings_makes_nothing() {
+    let bench = Bench::new();
+    for flag in ["--explicitcreate", "--explicitCreate=true"] {
+        let said = bench.of("typo", "mount", &[flag]).fails(1);
+        assert!(said.contains("\"typo\"") && said.contains("dvdcli create"), "{said}");
+    }
+    assert_eq!(bench.run(&["list", "--volumedriver=dunnage"]).ok(), "");
+    bench.of("real", "create", &["--volumeopts=size=16M"]).ok();
+    bench.of("real", "mount", &["--explicitCreate"]).ok();
+    bench.of("real", "unmount", &[]).ok();
+}
+
+#[test]
+fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said() {
+    let bench = Bench::new();
+    bench.of("v", "create", &["--volumeopts=size=16M"]).ok();
+    let ran = bench.of("v", "mount", &["--volumeopts=size=5"]);
+    assert_eq!((ran.code, ran.out.trim_end()), (0, bench.mountpoint("v").as_str()), "{}", ran.err);
+    assert!(ran.err.contains("size=16MiB") && ran.err.contains("5GiB"), "{}", ran.err);
+    bench.of("v", "unmount", &[]).ok();
+}
+
+#[test]
+fn a_driver_that_is_not_there_is_said_at_once_with_those_that_are() {
+    let bench = Bench::new();
+    let ran = bench.run(&["mount", "--volumedriver=rexray", "--volumename=v"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert!(ran.err.contains("\"rexray\"") && ran.err.contains("rexray.sock") && ran.err.contains("dunnage"), "{}", ran.err);
+    assert!(bench.run(&["mount", "--volumename=v"]).fails(1).contains("--volumedriver"));
+}
+
+#[test]
+fn who_is_killed_in_the_middle_of_a_mount_leaves_no_holder_and_the_unmount_that_follows_works() {
+    let bench = Bench::new();
+    bench.of("v", "create", &["--volumeopts=size=16M"]).ok();
+    for round in 0..10 {
+        let mut child = bench.spawn(&["mount", "--volumedriver=dunnage", "--volumename=v"]);
+        // At another moment each time: between nothing and the answer.
+        std::thread::sleep(std::time::Duration::from_micros(400 * round));
+        child.kill().expect("kill");
+        let mut out = String::new();
+        child.stdout.take().expect("a pipe").read_to_string(&mut out).expect("read");
+        child.wait().expect("wait");
+        bench.of("v", "unmount", &[]).ok();
+        eventually("nothing is held", BOUND, || bench.node.holders("v").is_empty() && !is_mounted(&bench.node.mountpoint("v")));
+    }
+    bench.node.assert_nothing_left();
+}
+
+#[test]
+fn volumes_of_one_task_mount_in_parallel() {
+    let bench = Bench::new();
+    let names: Vec<String> = (0..8).map(|n| format!("--volumename=v{n}")).collect();
+    let spawn = |name: &String| bench.spawn(&["mount", "--volumedriver=dunnage", name, "--volumeopts=size=16M"]);
+    for child in names.iter().map(spawn).collect::<Vec<_>>() {
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    for name in &names {
+        bench.run(&["unmount", "--volumedriver=dunnage", name]).ok();
+    }
+    bench.node.assert_nothing_left();
+}
+
+#[test]
+fn while_the_daemon_starts_anew_a_call_waits_for_it() {
+    let mut bench = Bench::new();
+    bench.of("v", "create", &["--volumeopts=size=16M"]).ok();
+    // Its socket stays, and refuses.
+    bench.node.kill();
+    let child = bench.spawn(&["mount", "--volumedriver=dunnage", "--volumename=v"]);
+    bench.node.start();
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    bench.of("v", "unmount", &[]).ok();
+}
