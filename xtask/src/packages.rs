@@ -37,6 +37,15 @@ const fn package(name: &'static str, tiers: &'static [u8], here_if: Here, why: &
 
 const PACKAGES: &[Package] = &[
     package("e2fsprogs", &[2, 3, 4], Here::Command("mkfs.ext4"), "makes, checks and grows ext4"),
+    package("xfsprogs", &[2, 3, 4], Here::Command("mkfs.xfs"), "makes xfs"),
+    package("btrfs-progs", &[2, 3, 4], Here::Command("mkfs.btrfs"), "makes btrfs"),
+    package("cryptsetup-bin", &[2], Here::Command("cryptsetup"), "makes LUKS headers, which must not be formatted over"),
+    package("lvm2", &[2], Here::Command("pvcreate"), "makes LVM volumes, which must not be formatted over"),
+    package("mdadm", &[2], Here::Command("mdadm"), "makes RAID members, which must not be formatted over"),
+    package("ntfs-3g", &[2], Here::Command("mkfs.ntfs"), "makes ntfs, which must not be formatted over"),
+    package("fdisk", &[2], Here::Command("sfdisk"), "makes partition tables, which must not be formatted over"),
+    package("podman", &[3], Here::Command("podman"), "another engine"),
+    package("docker-compose", &[3], Here::Command("docker-compose"), "many containers at once"),
     package("util-linux", &[2, 3, 4], Here::Command("unshare"), "namespaces for the tests, blkid"),
     package("mount", &[2, 3, 4], Here::Command("losetup"), "mount, umount and losetup"),
     package("procps", &[2, 3, 4], Here::Command("ps"), "looks at the daemons that the tests start"),

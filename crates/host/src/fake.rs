@@ -329,7 +329,7 @@ impl Filesystems for FakeHost {
 
     async fn format(&self, request: &FormatRequest) -> Result<()> {
         let late = self.enter("format", request.path.display()).await?;
-        signature::write_ext4(&request.path, request.uuid).map_err(|e| Error::os(request.path.display(), &e))?;
+        signature::write(&request.path, request.fs, request.uuid).map_err(|e| Error::os(request.path.display(), &e))?;
         after(late, ())
     }
 

@@ -163,6 +163,21 @@ impl Helpers {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A helper that has this message: one that waits, or a new one. Nobody queues behind a call that hangs. One that has
+    /// died while it waited has not heard it.
+    async fn told(&self, message: &[u8]) -> Result<Helper> {
+        loop {
+            let Some(mut helper) = self.lock().pop() else { break };
+            if helper.socket.write_all(message).await.is_ok() {
+                return Ok(helper);
+            }
+        }
+        let mut helper = self.start()?;
+        let died = |e| Error::unavailable(format!("a new helper process died at once: {e}"), "ask again");
+        helper.socket.write_all(message).await.map_err(died)?;
+        Ok(helper)
+    }
+
     fn start(&self) -> Result<Helper> {
         let failed = |what: &str, e: &std::io::Error| Error::os(format_args!("cannot start a helper process: {what}"), e);
         let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed("socketpair", &e))?;
@@ -195,15 +210,9 @@ impl Runner for Helpers {
     }
 
     async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>> {
-        // Either take one that waits, or start one: nobody queues behind a call that hangs.
-        let waiting = self.lock().pop();
-        let mut helper = match waiting {
-            Some(helper) => helper,
-            None => self.start()?,
-        };
         let message = framed(&frame).map_err(|e| Error::internal(format!("a task is too large: {e}")))?;
+        let mut helper = self.told(&message).await?;
         let exchange = async {
-            helper.socket.write_all(&message).await?;
             // Most answers come whole in one read.
             let mut reply = Vec::with_capacity(2048);
             loop {

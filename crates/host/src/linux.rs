@@ -3,6 +3,7 @@
 pub mod floor;
 mod loops;
 mod mounts;
+mod statmount;
 mod sys;
 mod table;
 mod tools;
@@ -38,6 +39,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<loops::Find>()
         .with::<loops::List>()
         .with::<tools::ProbeTask>()
+        .with::<tools::Dress>()
 }
 
 /// The host as it is.

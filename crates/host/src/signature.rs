@@ -1,6 +1,6 @@
 //! Recognising what is on a device from its first bytes, without spawning anything.
 //!
-//! Offsets and magics are the on-disk formats' own (ext4: fs/ext4/ext4.h `struct ext4_super_block`; the others:
+//! Offsets and magics are the on-disk formats' own (ext4: fs/ext4/ext4.h `struct ext4_super_block`; the foreign ones:
 //! util-linux' libblkid superblocks). This never decides that a device is blank: a name for what stands in the way is
 //! all that the table of foreign signatures is for.
 
@@ -24,8 +24,16 @@ const EXT4_RECOVER: u32 = 4;
 /// Extents, in `s_feature_incompat`: ext2 and ext3 never have them.
 const EXT4_EXTENTS: u32 = 0x40;
 
-/// An ext4 filesystem's superblock, if there is one at the beginning of `head`.
-pub fn ext4(head: &[u8]) -> Option<KnownFs> {
+const XFS_MAGIC: &[u8] = b"XFSB";
+const BTRFS_SUPERBLOCK: usize = 64 * 1024;
+const BTRFS_MAGIC: &[u8] = b"_BHRfS_M";
+
+/// A filesystem of ours, if its superblock is in `head`.
+pub fn recognise(head: &[u8]) -> Option<KnownFs> {
+    ext4(head).or_else(|| xfs(head)).or_else(|| btrfs(head))
+}
+
+fn ext4(head: &[u8]) -> Option<KnownFs> {
     let block = head.get(EXT_SUPERBLOCK..EXT_SUPERBLOCK + 1024)?;
     let u16_at = |at: usize| Some(u16::from_le_bytes(block.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
@@ -44,16 +52,43 @@ pub fn ext4(head: &[u8]) -> Option<KnownFs> {
     })
 }
 
-/// Writes as much of an ext4 superblock as [`ext4`] reads: what the host in memory formats with.
-pub(crate) fn write_ext4(file: &Path, uuid: Uuid) -> std::io::Result<()> {
-    let mut block = [0; 1024];
-    block[56..58].copy_from_slice(&0xEF53_u16.to_le_bytes());
-    block[96..100].copy_from_slice(&EXT4_EXTENTS.to_le_bytes());
-    block[104..120].copy_from_slice(uuid.as_bytes());
-    File::options().write(true).open(file)?.write_all_at(&block, EXT_SUPERBLOCK as u64)
+/// `struct xfs_dsb` of fs/xfs/libxfs/xfs_format.h. Whether its log is dirty stands in the log.
+fn xfs(head: &[u8]) -> Option<KnownFs> {
+    if head.get(..4)? != XFS_MAGIC {
+        return None;
+    }
+    Some(KnownFs { fs: FsKind::Xfs, uuid: Uuid::from_slice(head.get(32..48)?).ok()?, dirty_journal: false, has_errors: false })
 }
 
-/// Sets or clears its error flag.
+/// `struct btrfs_super_block` of include/uapi/linux/btrfs_tree.h.
+fn btrfs(head: &[u8]) -> Option<KnownFs> {
+    let block = head.get(BTRFS_SUPERBLOCK..BTRFS_SUPERBLOCK + 104)?;
+    if block.get(64..72)? != BTRFS_MAGIC {
+        return None;
+    }
+    let log_root = u64::from_le_bytes(block.get(96..104)?.try_into().ok()?);
+    Some(KnownFs { fs: FsKind::Btrfs, uuid: Uuid::from_slice(block.get(32..48)?).ok()?, dirty_journal: log_root != 0, has_errors: false })
+}
+
+/// Writes as much of a superblock as [`recognise`] reads: what the host in memory formats with.
+pub(crate) fn write(file: &Path, fs: FsKind, uuid: Uuid) -> std::io::Result<()> {
+    let mut head = vec![0; HEAD];
+    let parts: &[(usize, &[u8])] = match fs {
+        FsKind::Ext4 => &[
+            (EXT_SUPERBLOCK + 56, &0xEF53_u16.to_le_bytes()),
+            (EXT_SUPERBLOCK + 96, &EXT4_EXTENTS.to_le_bytes()),
+            (EXT_SUPERBLOCK + 104, uuid.as_bytes()),
+        ],
+        FsKind::Xfs => &[(0, XFS_MAGIC), (32, uuid.as_bytes())],
+        FsKind::Btrfs => &[(BTRFS_SUPERBLOCK + 32, uuid.as_bytes()), (BTRFS_SUPERBLOCK + 64, BTRFS_MAGIC)],
+    };
+    for (at, bytes) in parts {
+        head[*at..*at + bytes.len()].copy_from_slice(bytes);
+    }
+    File::options().write(true).open(file)?.write_all_at(&head, 0)
+}
+
+/// Sets or clears ext4's error flag.
 pub(crate) fn set_ext4_errors(file: &Path, errors: bool) -> std::io::Result<()> {
     let state = if errors { EXT4_ERROR_FS } else { 0 };
     File::options().write(true).open(file)?.write_all_at(&state.to_le_bytes(), EXT_SUPERBLOCK as u64 + 58)
@@ -62,8 +97,6 @@ pub(crate) fn set_ext4_errors(file: &Path, errors: bool) -> std::io::Result<()> 
 /// (offset, magic, what it is)
 const FOREIGN: &[(usize, &[u8], &str)] = &[
     (0, b"LUKS\xba\xbe", "LUKS"),
-    (0, b"XFSB", "xfs"),
-    (65536 + 64, b"_BHRfS_M", "btrfs"),
     (4096 - 10, b"SWAPSPACE2", "swap"),
     (4096 - 10, b"SWAP-SPACE", "swap"),
     (512, b"LABELONE", "LVM physical volume"),
@@ -92,19 +125,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_foreign_signature_is_named_and_none_is_taken_for_ext4() {
+    fn each_foreign_signature_is_named_and_none_is_taken_for_ours() {
         for (at, magic, name) in FOREIGN {
             let mut head = vec![0; HEAD];
             head[*at..*at + magic.len()].copy_from_slice(magic);
             assert_eq!(foreign(&head), Some(*name));
-            assert_eq!(ext4(&head), None, "{name}");
+            assert_eq!(recognise(&head), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_filesystem_of_ours_is_told_with_its_uuid() {
+        for fs in FsKind::ALL {
+            let file = tempfile::NamedTempFile::new().expect("file");
+            let uuid = Uuid::new_v4();
+            write(file.path(), fs, uuid).expect("write");
+            let head = std::fs::read(file.path()).expect("read");
+            assert_eq!(recognise(&head), Some(KnownFs { fs, uuid, dirty_journal: false, has_errors: false }));
         }
     }
 
     #[test]
     fn a_short_read_is_no_filesystem() {
-        assert_eq!(ext4(&[]), None);
-        assert_eq!(ext4(&[0x53; 1500]), None);
+        assert_eq!(recognise(&[]), None);
+        assert_eq!(recognise(&[0x53; 1500]), None);
         assert_eq!(foreign(&[]), None);
     }
 }

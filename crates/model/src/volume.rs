@@ -16,40 +16,50 @@ pub enum FsKind {
     /// The default everywhere.
     #[default]
     Ext4,
+    /// For large volumes and many writers.
+    Xfs,
+    /// With checksums of all data.
+    Btrfs,
 }
 
 impl FsKind {
+    /// All of them.
+    pub const ALL: [FsKind; 3] = [FsKind::Ext4, FsKind::Xfs, FsKind::Btrfs];
+
     /// The kernel's name for it.
     pub fn as_str(self) -> &'static str {
         match self {
             FsKind::Ext4 => "ext4",
+            FsKind::Xfs => "xfs",
+            FsKind::Btrfs => "btrfs",
         }
     }
 
-    /// The smallest volume that is made with it: below it, mkfs leaves out the journal (seen with e2fsprogs 1.47 at
-    /// 2 MiB) and little but metadata is left.
+    /// The smallest volume that is made with it. ext4: below it, mkfs leaves out the journal (seen with e2fsprogs 1.47 at
+    /// 2 MiB) and little but metadata is left. xfs: mkfs.xfs itself, since xfsprogs 5.19. btrfs: mkfs.btrfs refuses less
+    /// than 109 MiB (seen with btrfs-progs 6.2), and some room is to be left.
     pub fn minimum_size(self) -> Bytes {
         match self {
             FsKind::Ext4 => Bytes::mib(16),
+            FsKind::Xfs => Bytes::mib(300),
+            FsKind::Btrfs => Bytes::mib(128),
         }
     }
 
-    /// The largest volume that is made with it: ext4's own limit with blocks of 4 KiB, less what a loop's signed
-    /// offset could not reach.
+    /// The largest volume that is made: ext4's own limit with blocks of 4 KiB; the others could be larger, and a loop's
+    /// signed offset does not reach much further.
     pub fn maximum_size(self) -> Bytes {
-        match self {
-            FsKind::Ext4 => Bytes(1 << 60),
-        }
+        Bytes(1 << 60)
     }
 }
 
 impl FromStr for FsKind {
     type Err = Error;
     fn from_str(text: &str) -> Result<Self> {
-        match text.to_ascii_lowercase().as_str() {
-            "ext4" => Ok(FsKind::Ext4),
-            _ => Err(Error::invalid("fs", format!("filesystem {text:?} is not supported"), "use fs=ext4, or leave fs out")),
-        }
+        let known = FsKind::ALL.into_iter().find(|fs| fs.as_str().eq_ignore_ascii_case(text));
+        known.ok_or_else(|| {
+            Error::invalid("fs", format!("filesystem {text:?} is not supported"), "use fs=ext4, fs=xfs or fs=btrfs, or leave fs out")
+        })
     }
 }
 

@@ -43,7 +43,7 @@ impl Task for Attach {
         // loops are two page caches over one file.
         for _ in 0..TRIES {
             match attached_to(&file, id, &self.request.path())? {
-                None => return configure(&file, &self.request.path()),
+                None => return configure(&file, &self.request.path(), 0).map(|(device, _)| device),
                 Some(found) if keep(&found.path, id)? => return Ok(found),
                 // It went while we looked.
                 Some(_) => {}
@@ -99,7 +99,21 @@ impl Task for Find {
     }
 }
 
-fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
+/// A loop that goes when its last user does, and what keeps it until then.
+pub fn configure_passing(path: &Path) -> Result<Passing> {
+    let what = format!("cannot open {}", path.display());
+    let file = File::options().read(true).write(true).open(path).map_err(failed(what))?;
+    let (device, open) = configure(&file, path, LO_FLAGS_AUTOCLEAR)?;
+    Ok(Passing { path: device.path, _open: open })
+}
+
+/// See [`configure_passing`].
+pub struct Passing {
+    pub path: PathBuf,
+    _open: File,
+}
+
+fn configure(file: &File, shown: &Path, more_flags: u32) -> Result<(LoopDevice, File)> {
     let what = || format!("cannot attach a loop device to {}", shown.display());
     let control = File::options().read(true).write(true).open("/dev/loop-control").map_err(failed("cannot open /dev/loop-control"))?;
     let fd = u32::try_from(file.as_raw_fd()).map_err(|_| Error::internal("a descriptor below zero"))?;
@@ -107,7 +121,7 @@ fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
     // that asks for a free loop is given that one, and hangs too. So it hangs here, where only this call waits.
     file.sync_data().map_err(failed(what()))?;
     // Direct I/O where the pool's filesystem allows it; it is tried once with and then without.
-    let mut flags = LO_FLAGS_DIRECT_IO;
+    let mut flags = LO_FLAGS_DIRECT_IO | more_flags;
     let mut number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
     for _ in 0..TRIES {
         let path = PathBuf::from(format!("/dev/loop{number}"));
@@ -132,10 +146,10 @@ fn configure(file: &File, shown: &Path) -> Result<LoopDevice> {
             Ok(()) => {
                 let status = loop_status(&device).map_err(failed(what()))?;
                 let gone = || Error::unavailable(format!("{}: it was detached by somebody else", what()), "ask again");
-                return describe(&path, &device, &status.ok_or_else(gone)?, shown, false);
+                return Ok((describe(&path, &device, &status.ok_or_else(gone)?, shown, false)?, device));
             }
             Err(Errno::BUSY) => number = loop_call(&control, LoopGetFree).map_err(refused(what()))?,
-            Err(Errno::INVAL) if flags != 0 => flags = 0,
+            Err(Errno::INVAL) if flags != more_flags => flags = more_flags,
             Err(e) => return Err(refused(what())(e)),
         }
     }
@@ -190,10 +204,16 @@ fn devices() -> Result<Vec<PathBuf>> {
 /// hangs is not asked for another's sake.
 fn find(id: FileId, shown: &Path) -> Result<Option<LoopDevice>> {
     let mut candidates = devices()?;
-    candidates.sort_by_key(|path| backing(path) != *shown);
+    candidates.sort_by_cached_key(|path| backing(path) != *shown);
     for path in candidates {
         let Some(device) = absent(File::open(&path)).map_err(failed(path.display()))? else { continue };
-        let Some(info) = loop_status(&device).map_err(failed(path.display()))? else { continue };
+        let info = match loop_status(&device) {
+            Ok(Some(info)) => info,
+            Ok(None) => continue,
+            Err(e) if backing(&path) == *shown => return Err(failed(path.display())(e)),
+            // Another's, whose file is out of reach, as on a FUSE server that has died. Ours is not: we have it open.
+            Err(_) => continue,
+        };
         if file_of(&info) == id {
             return describe(&path, &device, &info, &backing(&path), true).map(Some);
         }

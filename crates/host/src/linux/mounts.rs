@@ -72,8 +72,26 @@ pub fn at(target: &Target) -> Result<Option<MountedAt>> {
     if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(None);
     }
-    let device = DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+    let mut device = DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
+    if device.major == 0 {
+        device = super::table::behind(device, &source(&path, stat.stx_mnt_id)?);
+    }
     Ok(Some(MountedAt { device, mount_id: stat.stx_mnt_id }))
+}
+
+/// What was mounted at a path, by the kernel's tables.
+fn source(path: &Path, id: u64) -> Result<PathBuf> {
+    let told = || -> std::io::Result<Option<PathBuf>> {
+        match super::statmount::unique_id(path)? {
+            Some(unique) => Ok(super::statmount::look(unique)?.map(|mount| mount.source)),
+            None => Ok(None),
+        }
+    };
+    if let Some(source) = told().map_err(failed(format_args!("cannot look at {}", path.display())))? {
+        return Ok(source);
+    }
+    let line = super::table::read()?.into_iter().find(|line| line.id == id);
+    Ok(line.map(|line| line.source.into()).unwrap_or_default())
 }
 
 #[derive(Serialize, Deserialize)]
@@ -139,17 +157,18 @@ impl Task for Mount {
 
         let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(&what))?;
         let configure = || -> rustix::io::Result<OwnedFd> {
-            rustix::mount::fsconfig_set_string(context.as_fd(), "source", device)?;
             if *discard {
-                rustix::mount::fsconfig_set_flag(context.as_fd(), "discard")?;
+                match fs {
+                    FsKind::Ext4 | FsKind::Xfs => rustix::mount::fsconfig_set_flag(context.as_fd(), "discard")?,
+                    FsKind::Btrfs => rustix::mount::fsconfig_set_string(context.as_fd(), "discard", "async")?,
+                }
             }
-            let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            let mut attributes = MountAttrFlags::empty();
             if *mode == PublishMode::ReadOnly {
                 rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
                 attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
             }
-            rustix::mount::fsconfig_create(context.as_fd())?;
-            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+            create(&context, device, attributes)
         };
         let mounted = match configure() {
             Ok(mounted) => mounted,
@@ -172,6 +191,20 @@ impl Task for Mount {
         let mounted = at(target)?;
         mounted.map(Tried::Mounted).ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
     }
+}
+
+/// The last steps of a mount that was configured: it is there, and nowhere in the table of mounts yet.
+fn create(context: &OwnedFd, device: &Path, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+    rustix::mount::fsconfig_set_string(context.as_fd(), "source", device)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    let attributes = attributes | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// Mounts a device where no path leads to. It is gone when the descriptor is.
+pub fn mount_nowhere(fs: FsKind, device: &Path) -> rustix::io::Result<OwnedFd> {
+    let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
+    create(&context, device, MountAttrFlags::empty())
 }
 
 /// The kernel's own words about a mount that failed, as the new mount API gives them.

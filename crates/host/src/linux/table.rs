@@ -2,11 +2,12 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dunnage_model::{Error, Result};
 use serde::{Deserialize, Serialize};
 
+use super::statmount;
 use super::sys::failed;
 use crate::helpers::Task;
 use crate::{DeviceNumber, MountEntry};
@@ -46,7 +47,22 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     rest.next()?;
     let fs = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
     let source = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
-    Some(Line { id, device: DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? }, mountpoint, fs, source })
+    let device = DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? };
+    Some(Line { id, device: behind(device, Path::new(&source)), mountpoint, fs, source })
+}
+
+/// The block device behind a mount. Filesystems that may span several devices, as btrfs, show a number of their own
+/// instead (its major is 0).
+pub fn behind(shown: DeviceNumber, source: &Path) -> DeviceNumber {
+    if shown.major != 0 || !source.starts_with("/dev") {
+        return shown;
+    }
+    match rustix::fs::stat(source) {
+        Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device() => {
+            DeviceNumber { major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) }
+        }
+        _ => shown,
+    }
 }
 
 /// The kernel writes space, tab, newline and backslash as three octal digits.
@@ -79,19 +95,34 @@ impl Task for Table {
     type Output = Vec<MountEntry>;
 
     fn run(self) -> Result<Vec<MountEntry>> {
-        let beneath = |line: Line| {
-            let relative = line.mountpoint.strip_prefix(&self.root).ok()?.to_owned();
-            let entry = MountEntry { relative, device: line.device, fs: line.fs, source: line.source };
-            (!entry.relative.as_os_str().is_empty()).then_some(entry)
-        };
-        Ok(read()?.into_iter().filter_map(beneath).collect())
+        if let Some(entries) = asked(&self.root).map_err(failed("cannot list the mounts"))? {
+            return Ok(entries);
+        }
+        let entry = |line: Line| entry(&self.root, &line.mountpoint, line.device, line.fs, line.source);
+        Ok(read()?.into_iter().filter_map(entry).collect())
     }
+}
+
+/// The mounts beneath `root` alone, however many others there are. `None` where the kernel cannot tell.
+fn asked(root: &Path) -> std::io::Result<Option<Vec<MountEntry>>> {
+    let Some(id) = statmount::unique_id(root)? else { return Ok(None) };
+    let Some(ids) = statmount::beneath(id)? else { return Ok(None) };
+    let mut entries = Vec::new();
+    for id in ids {
+        let Some(mount) = statmount::look(id)? else { return Ok(None) };
+        let device = behind(mount.device, &mount.source);
+        entries.extend(entry(root, &mount.mountpoint, device, mount.fs, mount.source.display().to_string()));
+    }
+    Ok(Some(entries))
+}
+
+fn entry(root: &Path, mountpoint: &Path, device: DeviceNumber, fs: String, source: String) -> Option<MountEntry> {
+    let relative = mountpoint.strip_prefix(root).ok()?.to_owned();
+    (!relative.as_os_str().is_empty()).then_some(MountEntry { relative, device, fs, source })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

@@ -10,11 +10,14 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dunnage_model::{Error, FsKind, Kind, Result};
-use rustix::fs::{OFlags, SeekFrom as Sparse};
+use rustix::fs::{AtFlags, Gid, OFlags, SeekFrom as Sparse, Uid};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use super::loops::configure_passing;
+use super::mounts::mount_nowhere;
 use super::sys::{failed, refused};
 use crate::helpers::{Runner, Task, run};
 use crate::{Checked, FormatRequest, Probe, signature};
@@ -30,72 +33,95 @@ const SAID: usize = 4096;
 /// The programs, by absolute path.
 #[derive(Debug, Clone)]
 pub struct Tools {
-    mke2fs: Option<PathBuf>,
-    debugfs: Option<PathBuf>,
-    e2fsck: Option<PathBuf>,
+    mke2fs: Program,
+    e2fsck: Program,
+    mkfs_xfs: Program,
+    mkfs_btrfs: Program,
+}
+
+/// A program, the package that has it, and where it is.
+#[derive(Debug, Clone)]
+struct Program {
+    name: &'static str,
+    package: &'static str,
+    path: Option<PathBuf>,
+}
+
+impl Program {
+    fn find(name: &'static str, package: &'static str) -> Program {
+        let path = FOLDERS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+        Program { name, package, path }
+    }
+
+    fn path(&self) -> Result<&Path> {
+        let missing = || Error::unavailable(format!("{} is not installed", self.name), format!("install the package {}", self.package));
+        self.path.as_deref().ok_or_else(missing)
+    }
 }
 
 impl Tools {
     /// Looks for them. What is missing is reported when it is needed, and by [`Tools::missing`].
     pub fn find() -> Self {
-        let find = |name: &str| FOLDERS.iter().map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
-        Tools { mke2fs: find("mke2fs"), debugfs: find("debugfs"), e2fsck: find("e2fsck") }
+        Tools {
+            mke2fs: Program::find("mke2fs", "e2fsprogs"),
+            e2fsck: Program::find("e2fsck", "e2fsprogs"),
+            mkfs_xfs: Program::find("mkfs.xfs", "xfsprogs"),
+            mkfs_btrfs: Program::find("mkfs.btrfs", "btrfs-progs"),
+        }
     }
 
-    /// What is not on this machine, and the package that has it.
+    /// What the default filesystem needs and is not on this machine, and the package that has it.
     pub fn missing(&self) -> Vec<(&'static str, &'static str)> {
-        [("mke2fs", &self.mke2fs), ("debugfs", &self.debugfs), ("e2fsck", &self.e2fsck)]
-            .into_iter()
-            .filter(|(_, path)| path.is_none())
-            .map(|(name, _)| (name, "e2fsprogs"))
-            .collect()
+        [&self.mke2fs, &self.e2fsck].into_iter().filter(|tool| tool.path.is_none()).map(|tool| (tool.name, tool.package)).collect()
     }
 
-    fn need<'a>(tool: Option<&'a PathBuf>, name: &str) -> Result<&'a Path> {
-        tool.map(PathBuf::as_path).ok_or_else(|| Error::unavailable(format!("{name} is not installed"), "install the package e2fsprogs"))
-    }
-
-    /// Makes an ext4 filesystem in a blank file: empty, owned as asked, with the UUID that was recorded.
+    /// Makes a filesystem in a blank file: empty, owned as asked, with the UUID that was recorded.
     pub(super) async fn format(&self, runner: &dyn Runner, request: &FormatRequest) -> Result<()> {
-        let FormatRequest { path, fs: FsKind::Ext4, uuid, uid, gid, mode } = request;
-        let mke2fs = Self::need(self.mke2fs.as_ref(), "mke2fs")?;
-        let debugfs = Self::need(self.debugfs.as_ref(), "debugfs")?;
+        let FormatRequest { path, fs, uuid, .. } = request;
+        let program = match fs {
+            FsKind::Ext4 => &self.mke2fs,
+            FsKind::Xfs => &self.mkfs_xfs,
+            FsKind::Btrfs => &self.mkfs_btrfs,
+        };
+        let mkfs = program.path()?;
         // Law 5: once more, right before.
         match run(runner, &ProbeTask { path: path.clone() }).await? {
             Probe::Blank => {}
             other => return Err(not_blank(path, &other)),
         }
-        let mut extended = format!("root_owner={uid}:{gid},nodiscard,lazy_itable_init=1");
-        if knows_prezeroed(mke2fs).await {
-            // A fresh sparse file reads as zeroes: nothing of its tables needs to be written.
-            extended.push_str(",assume_storage_prezeroed=1");
-        }
         let uuid_text = uuid.to_string();
-        let args =
-            ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-e", "remount-ro", "-U", &uuid_text, "-E", &extended].map(String::from);
-        let args: Vec<String> = args.into_iter().chain([path.display().to_string()]).collect();
-        tool(mke2fs, &args, "", FORMAT_DEADLINE).await?.success("mke2fs", path)?;
-        // A container is to see an empty folder: postgres' initdb refuses one with lost+found in it.
-        let script = format!("rmdir lost+found\nset_inode_field <2> mode 0{:o}\n", 0o40000 | mode);
-        let said = tool(
-            debugfs,
-            &["-w", "-f", "-"].map(String::from).into_iter().chain([path.display().to_string()]).collect::<Vec<_>>(),
-            &script,
-            FORMAT_DEADLINE,
-        )
-        .await?;
-        said.success("debugfs", path)?;
+        // Blocks and sectors of 4 KiB fit every pool; nothing needs to be discarded in a file that was never written.
+        let mut args: Vec<String> = match fs {
+            FsKind::Ext4 => {
+                let mut extended = "nodiscard,lazy_itable_init=1".to_owned();
+                if knows_prezeroed(mkfs).await {
+                    // A fresh sparse file reads as zeroes: nothing of its tables needs to be written.
+                    extended.push_str(",assume_storage_prezeroed=1");
+                }
+                let args = ["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-e", "remount-ro", "-U", &uuid_text, "-E", &extended];
+                args.map(String::from).to_vec()
+            }
+            FsKind::Xfs => {
+                ["-q", "-K", "-b", "size=4096", "-s", "size=4096", "-m", &format!("uuid={uuid_text}")].map(String::from).to_vec()
+            }
+            FsKind::Btrfs => ["-q", "-K", "--nodesize", "16384", "--sectorsize", "4096", "-U", &uuid_text].map(String::from).to_vec(),
+        };
+        args.push(path.display().to_string());
+        tool(mkfs, &args, FORMAT_DEADLINE).await?.success(program.name, path)?;
+        run(runner, &Dress { request: request.clone() }).await?;
         match run(runner, &ProbeTask { path: path.clone() }).await? {
-            Probe::Known(known) if known.uuid == *uuid => Ok(()),
-            other => Err(Error::internal(format!("mke2fs said that it was done, and {} has {other:?}", path.display()))),
+            Probe::Known(known) if known.uuid == *uuid && known.fs == *fs => Ok(()),
+            other => Err(Error::internal(format!("{} said that it was done, and {} has {other:?}", program.name, path.display()))),
         }
     }
 
-    /// `e2fsck -p`: mends what is safe to mend. It rewrites the filesystem, so it has no deadline.
+    /// `e2fsck -p`: mends what is safe to mend. It rewrites the filesystem, so it has no deadline. xfs and btrfs are never
+    /// repaired unasked.
     pub(super) async fn check(&self, path: &Path, fs: FsKind) -> Result<Checked> {
-        let FsKind::Ext4 = fs;
-        let e2fsck = Self::need(self.e2fsck.as_ref(), "e2fsck")?;
-        let outcome = tool(e2fsck, &["-p".to_owned(), path.display().to_string()], "", Duration::MAX).await?;
+        if fs != FsKind::Ext4 {
+            return Err(Error::internal(format!("{fs} was to be checked, and is not checked unasked")));
+        }
+        let outcome = tool(self.e2fsck.path()?, &["-p".to_owned(), path.display().to_string()], Duration::MAX).await?;
         match outcome.code {
             Some(0) => Ok(Checked::Clean),
             Some(1) => Ok(Checked::Repaired),
@@ -104,6 +130,39 @@ impl Tools {
                 "keep a copy of the volume, then run 'e2fsck -f' on it by hand",
             )),
         }
+    }
+}
+
+/// Gives a new filesystem's root the owner and the mode that were asked for, and takes mkfs' own things out of it: a
+/// container is to see an empty folder (postgres' initdb refuses one with lost+found in it).
+///
+/// It is mounted for that, where no path leads to, on a loop that goes with its last user: however this ends, a kill
+/// included, the kernel takes both down.
+#[derive(Serialize, Deserialize)]
+pub struct Dress {
+    pub request: FormatRequest,
+}
+
+impl Task for Dress {
+    const NAME: &'static str = "fs.dress";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let FormatRequest { path, fs, uid, gid, mode, .. } = &self.request;
+        let what = format!("cannot prepare the new {fs} in {}", path.display());
+        let device = configure_passing(path)?;
+        let mounted = mount_nowhere(*fs, &device.path).map_err(|e| match e {
+            Errno::NODEV => Error::unavailable(format!("{what}: this kernel has no {fs}"), "use another filesystem, or another kernel"),
+            e => refused(&what)(e),
+        })?;
+        let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            .map_err(refused(&what))?;
+        if *fs == FsKind::Ext4 {
+            rustix::fs::unlinkat(&root, "lost+found", AtFlags::REMOVEDIR).map_err(refused(&what))?;
+        }
+        rustix::fs::fchown(&root, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid))).map_err(refused(&what))?;
+        rustix::fs::fchmod(&root, rustix::fs::Mode::from_raw_mode(*mode)).map_err(refused(&what))?;
+        rustix::fs::syncfs(&root).map_err(refused(&what))
     }
 }
 
@@ -120,7 +179,7 @@ pub fn not_blank(path: &Path, found: &Probe) -> Error {
 
 /// mke2fs has known `assume_storage_prezeroed` since 1.47 (February 2023); an older one refuses it.
 async fn knows_prezeroed(mke2fs: &Path) -> bool {
-    let Ok(outcome) = tool(mke2fs, &["-V".to_owned()], "", Duration::from_secs(5)).await else { return false };
+    let Ok(outcome) = tool(mke2fs, &["-V".to_owned()], Duration::from_secs(5)).await else { return false };
     let version = outcome.said.split_whitespace().nth(1).unwrap_or_default();
     let mut numbers = version.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (1, 47)
@@ -146,12 +205,12 @@ impl Outcome {
     }
 }
 
-async fn tool(program: &Path, args: &[String], input: &str, deadline: Duration) -> Result<Outcome> {
+async fn tool(program: &Path, args: &[String], deadline: Duration) -> Result<Outcome> {
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let failure = |what: &str, e: &std::io::Error| Error::os(format_args!("cannot run {}: {what}", program.display()), e);
     let mut command = Command::new(program);
     command.args(args).env_clear().env("LC_ALL", "C").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
     // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
     unsafe {
         command.pre_exec(|| {
@@ -160,12 +219,8 @@ async fn tool(program: &Path, args: &[String], input: &str, deadline: Duration) 
         });
     }
     let mut child = command.spawn().map_err(|e| failure("start", &e))?;
-    let (mut stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let work = async {
-        if let Some(mut stdin) = stdin.take() {
-            // A program that does not read its input says so by its exit code.
-            let _ = stdin.write_all(input.as_bytes()).await;
-        }
         let (out, err) = tokio::join!(capped(stdout), capped(stderr));
         let status = child.wait().await.map_err(|e| failure("wait", &e))?;
         let said = [out, err].concat();
@@ -213,10 +268,10 @@ impl Task for ProbeTask {
 /// What is on a file or device. Only a regular file in which SEEK_DATA finds nothing is ever blank: it was never
 /// written. What cannot be read is unknown.
 pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
-    // A device's first superblock is in its first 2 KiB; reading them is all that a clean mount costs.
+    // ext4's and xfs' superblocks are in the first 2 KiB; reading them is all that a clean mount costs.
     let mut head = vec![0; 2048];
     if read_head(file, &mut head).is_ok()
-        && let Some(known) = signature::ext4(&head)
+        && let Some(known) = signature::recognise(&head)
     {
         return Ok(Probe::Known(known));
     }
@@ -229,7 +284,10 @@ pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
     }
     head.resize(signature::HEAD, 0);
     let signature = match read_head(file, &mut head) {
-        Ok(()) => signature::foreign(&head).unwrap_or("data of an unknown kind").to_owned(),
+        Ok(()) => match signature::recognise(&head) {
+            Some(known) => return Ok(Probe::Known(known)),
+            None => signature::foreign(&head).unwrap_or("data of an unknown kind").to_owned(),
+        },
         Err(e) => format!("nobody knows: it cannot be read ({e})"),
     };
     Ok(Probe::Unknown { signature })
