@@ -1,8 +1,7 @@
-//! Recognising what is on a device from its first bytes, without spawning anything.
+//! Recognising a filesystem of ours from a device's first bytes, without spawning anything.
 //!
-//! Offsets and magics are the on-disk formats' own (ext4: fs/ext4/ext4.h `struct ext4_super_block`; the foreign ones:
-//! util-linux' libblkid superblocks). This never decides that a device is blank: a name for what stands in the way is
-//! all that the table of foreign signatures is for.
+//! Offsets and magics are the on-disk formats' own (ext4: fs/ext4/ext4.h `struct ext4_super_block`). This never decides
+//! that a device is blank, and it has no words for what is not ours: blkid(8) has.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -13,7 +12,7 @@ use uuid::Uuid;
 
 use crate::KnownFs;
 
-/// How much of a device's beginning [`recognise`] wants to see: btrfs' magic ends at 64 KiB + 72.
+/// How much of a device's beginning [`recognise`] wants to see: btrfs' superblock is at 64 KiB.
 pub const HEAD: usize = 68 * 1024;
 
 const EXT_SUPERBLOCK: usize = 1024;
@@ -94,45 +93,9 @@ pub(crate) fn set_ext4_errors(file: &Path, errors: bool) -> std::io::Result<()> 
     File::options().write(true).open(file)?.write_all_at(&state.to_le_bytes(), EXT_SUPERBLOCK as u64 + 58)
 }
 
-/// (offset, magic, what it is)
-const FOREIGN: &[(usize, &[u8], &str)] = &[
-    (0, b"LUKS\xba\xbe", "LUKS"),
-    (4096 - 10, b"SWAPSPACE2", "swap"),
-    (4096 - 10, b"SWAP-SPACE", "swap"),
-    (512, b"LABELONE", "LVM physical volume"),
-    (4096, b"\xfc\x4e\x2b\xa9", "Linux software RAID"),
-    (0, b"\xfc\x4e\x2b\xa9", "Linux software RAID"),
-    (3, b"NTFS    ", "ntfs"),
-    (82, b"FAT32   ", "vfat"),
-    (54, b"FAT16   ", "vfat"),
-    (512, b"EFI PART", "GPT partition table"),
-    (4096, b"EFI PART", "GPT partition table"),
-    (EXT_SUPERBLOCK + 56, b"\x53\xef", "ext2 or ext3"),
-    (1024, b"\x10\x20\xf5\xf2", "f2fs"),
-    (0, b"hsqs", "squashfs"),
-    (0, b"QFI\xfb", "qcow2 image"),
-    (32769, b"CD001", "iso9660"),
-    (510, b"\x55\xaa", "MBR partition table or boot sector"),
-];
-
-/// A name for what is at the beginning of a device, if it is one that we know.
-pub fn foreign(head: &[u8]) -> Option<&'static str> {
-    FOREIGN.iter().find(|(at, magic, _)| head.get(*at..*at + magic.len()) == Some(*magic)).map(|(_, _, name)| *name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_foreign_signature_is_named_and_none_is_taken_for_ours() {
-        for (at, magic, name) in FOREIGN {
-            let mut head = vec![0; HEAD];
-            head[*at..*at + magic.len()].copy_from_slice(magic);
-            assert_eq!(foreign(&head), Some(*name));
-            assert_eq!(recognise(&head), None, "{name}");
-        }
-    }
 
     #[test]
     fn each_filesystem_of_ours_is_told_with_its_uuid() {
@@ -149,6 +112,5 @@ mod tests {
     fn a_short_read_is_no_filesystem() {
         assert_eq!(recognise(&[]), None);
         assert_eq!(recognise(&[0x53; 1500]), None);
-        assert_eq!(foreign(&[]), None);
     }
 }

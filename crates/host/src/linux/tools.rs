@@ -286,11 +286,28 @@ pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
     let signature = match read_head(file, &mut head) {
         Ok(()) => match signature::recognise(&head) {
             Some(known) => return Ok(Probe::Known(known)),
-            None => signature::foreign(&head).unwrap_or("data of an unknown kind").to_owned(),
+            None => foreign(file),
         },
         Err(e) => format!("nobody knows: it cannot be read ({e})"),
     };
     Ok(Probe::Unknown { signature })
+}
+
+/// What libblkid calls what is there: `crypto_LUKS`, `LVM2_member`, `gpt` …
+fn foreign(file: &File) -> String {
+    let unknown = || "data of an unknown kind".to_owned();
+    let Some(blkid) = FOLDERS.iter().map(|dir| Path::new(dir).join("blkid")).find(|path| path.is_file()) else { return unknown() };
+    let Ok(stdin) = file.try_clone() else { return unknown() };
+    let mut command = std::process::Command::new(blkid);
+    command.args(["-p", "-o", "export", "/dev/stdin"]).env_clear().env("LC_ALL", "C").stdin(stdin).stderr(Stdio::null());
+    let Ok(output) = command.output() else { return unknown() };
+    // blkid(8): several that cannot both be true.
+    if output.status.code() == Some(8) {
+        return "signatures of several kinds".to_owned();
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned));
+    value("TYPE").or_else(|| value("PTTYPE").map(|kind| format!("{kind} partition table"))).unwrap_or_else(unknown)
 }
 
 fn read_head(file: &mut File, head: &mut [u8]) -> std::io::Result<()> {
@@ -321,11 +338,15 @@ mod tests {
 
     #[test]
     fn a_foreign_signature_is_named_and_never_blank() {
-        let luks = probe(|f| {
-            f.write_all(b"LUKS\xba\xbe").expect("write");
+        // A partition table of the old kind: the mark at the end of the first sector, and one partition.
+        let table = probe(|f| {
+            f.write_all(&[0; 446]).expect("write");
+            f.write_all(&[0x80, 1, 1, 0, 0x83, 1, 1, 0, 1, 0, 0, 0, 100, 0, 0, 0]).expect("write");
+            f.write_all(&[0; 48]).expect("write");
+            f.write_all(&[0x55, 0xaa]).expect("write");
             f.set_len(1 << 20).expect("len");
         });
-        assert_eq!(luks, Probe::Unknown { signature: "LUKS".into() });
+        assert_eq!(table, Probe::Unknown { signature: "dos partition table".into() });
     }
 
     #[test]
