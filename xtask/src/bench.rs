@@ -10,7 +10,7 @@ use crate::workspace::{TESTS_PACKAGE, Workspace};
 
 #[derive(Args)]
 pub struct Options {
-    /// Only this measurement
+    /// Only this measurement: single, scale or dvdcli
     name: Option<String>,
 }
 

@@ -79,7 +79,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     helpers.prefork(2)?;
     let tools = Tools::find();
     let missing = tools.missing();
-    let host = dunnage_host::linux::host(helpers, tools);
+    let host = dunnage_host::linux::host(helpers.clone(), tools);
     host.mounts.prepare(&config.volumes.path).await?;
     if !config.volumes.private_namespace {
         reaches_everybody(&config.volumes.path)?;
@@ -150,7 +150,10 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
             _ = interrupt.recv() => break Ok(()),
             _ = hangup.recv() => reload(places, &config, &mut endpoints, log),
             _ = heartbeat.tick(), if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
-            _ = sweep.tick() => engine.sweep(),
+            _ = sweep.tick() => {
+                engine.sweep();
+                helpers.trim();
+            }
             ended = endpoints.ended() => break Err(ended),
             ended = &mut admin_socket => break Err(Error::internal(format!("the admin socket's service ended: {ended:?}"))),
         }

@@ -189,7 +189,7 @@ impl Work<'_> {
             // Half-made volumes are nobody's business yet.
             Some(info) if info.state != VolumeState::Creating => {
                 let seen = self.engine.0.settings.clock.now();
-                known.insert(self.volume.clone(), Known { info: info.clone(), seen });
+                known.insert(self.volume.clone(), Known { info: Arc::new(info.clone()), seen });
             }
             _ => {
                 known.remove(self.volume);

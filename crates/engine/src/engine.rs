@@ -92,7 +92,7 @@ pub struct Unmounted {
 /// A volume as it was last heard of.
 #[derive(Clone)]
 pub(crate) struct Known {
-    pub info: VolumeInfo,
+    pub info: Arc<VolumeInfo>,
     pub seen: Timestamp,
 }
 
@@ -156,7 +156,7 @@ impl Engine {
     }
 
     /// Makes sure that the volume exists as asked; says what it is, unless somebody was quick to remove it.
-    pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, Option<VolumeInfo>)> {
+    pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, Option<Arc<VolumeInfo>>)> {
         let CreateRequest { volume, endpoint, asked, defaults } = request;
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let spec = asked.clone().over(&defaults).complete().map_err(|e| e.of(&volume.name))?;
@@ -409,7 +409,7 @@ impl Engine {
     }
 
     /// What is remembered of a volume.
-    pub(crate) fn known(&self, volume: &VolumeId) -> Option<VolumeInfo> {
+    pub(crate) fn known(&self, volume: &VolumeId) -> Option<Arc<VolumeInfo>> {
         crate::view::read(&self.0.known).get(volume).map(|known| known.info.clone())
     }
 }

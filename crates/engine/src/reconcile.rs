@@ -142,7 +142,7 @@ impl Engine {
                 if matches!(info.state, VolumeState::Creating | VolumeState::Removing) {
                     half_done.push(info.id.clone());
                 } else if !touched.contains(&info.id) {
-                    known.insert(info.id.clone(), crate::engine::Known { info, seen: now });
+                    known.insert(info.id.clone(), crate::engine::Known { info: Arc::new(info), seen: now });
                 }
             }
         }

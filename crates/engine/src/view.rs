@@ -1,7 +1,7 @@
 //! Reads: answered from memory, with the answer's age. Only an unknown name asks the platform, and not for long.
 
 use std::sync::atomic::Ordering;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use dunnage_driver::{Capacity, Reach};
@@ -44,7 +44,7 @@ pub struct JobView {
 pub struct VolumeView {
     /// What the platform said of it.
     #[serde(flatten)]
-    pub info: VolumeInfo,
+    pub info: Arc<VolumeInfo>,
     /// How old that is, in seconds.
     pub age: u64,
     /// Where it is mounted on this node.
@@ -107,7 +107,7 @@ pub struct DriverView {
 }
 
 impl Engine {
-    fn view(&self, info: VolumeInfo, seen: Timestamp) -> VolumeView {
+    fn view(&self, info: Arc<VolumeInfo>, seen: Timestamp) -> VolumeView {
         let now = self.0.settings.clock.now();
         let age = u64::try_from(now.as_second() - seen.as_second()).unwrap_or(0);
         let mut view = VolumeView { info, age, mountpoint: None, holders: Vec::new(), jobs: Vec::new() };
@@ -139,7 +139,7 @@ impl Engine {
             return Ok(self.view(known.info, known.seen));
         }
         match self.ask(volume).await? {
-            Some(info) if info.state != VolumeState::Creating => Ok(self.view(info, self.0.settings.clock.now())),
+            Some(info) if info.state != VolumeState::Creating => Ok(self.view(info.into(), self.0.settings.clock.now())),
             _ => Err(Error::no_volume(&volume.name)),
         }
     }
@@ -162,7 +162,7 @@ impl Engine {
             }
         };
         if let Some(info) = answer.as_ref().filter(|info| info.state == VolumeState::Ready) {
-            let known = crate::engine::Known { info: info.clone(), seen: self.0.settings.clock.now() };
+            let known = crate::engine::Known { info: Arc::new(info.clone()), seen: self.0.settings.clock.now() };
             let mut all = write(&self.0.known);
             if self.0.changes.load(Ordering::Acquire) == before {
                 all.insert(volume.clone(), known);
@@ -221,7 +221,7 @@ impl Engine {
     pub async fn inspect(&self, volume: &VolumeId) -> Result<Inspection> {
         let mut notes = Vec::new();
         let view = match self.ask(volume).await {
-            Ok(Some(info)) => self.view(info, self.0.settings.clock.now()),
+            Ok(Some(info)) => self.view(info.into(), self.0.settings.clock.now()),
             Ok(None) => return Err(Error::no_volume(&volume.name)),
             Err(e) => {
                 notes.push(e.to_string());

@@ -29,8 +29,12 @@ use crate::orphans::Brood;
 /// The name that our binary is called by when it is to be a helper.
 pub const HELPER_NAME: &str = "dunnage-helper";
 
-/// How many idle helpers are kept. More are started when more calls run at once, and end when they are idle.
+/// How many idle helpers are kept for good. More are started when more calls run at once; see [`Helpers::trim`].
 const KEPT_IDLE: usize = 4;
+/// How many are kept for a while.
+const MOST_IDLE: usize = 64;
+/// A helper that has said more than this has grown, and is not kept.
+const LONG: usize = 1 << 20;
 
 /// The longest answer: a list of some hundred thousand volumes.
 const MAX_FRAME: usize = 256 << 20;
@@ -141,13 +145,15 @@ pub struct Helpers {
     binary: PathBuf,
     brood: Brood,
     idle: Arc<Mutex<Vec<Helper>>>,
+    /// The fewest that were idle at once since the last [`Helpers::trim`].
+    fewest: Mutex<usize>,
 }
 
 impl Helpers {
     /// A pool of helpers that run `binary` (in the daemon: `/proc/self/exe`, which stays ours through an upgrade).
     /// They are known by `brood` when they outlive us.
     pub fn new(binary: PathBuf, brood: Brood) -> Self {
-        Helpers { binary, brood, idle: Arc::default() }
+        Helpers { binary, brood, idle: Arc::default(), fewest: Mutex::default() }
     }
 
     /// Starts `count` helpers ahead of need.
@@ -159,6 +165,15 @@ impl Helpers {
         Ok(())
     }
 
+    /// Lets those go that have had nothing to do since the last call of this, but a few.
+    pub fn trim(&self) {
+        let mut idle = self.lock();
+        let unused = std::mem::replace(&mut *self.fewest.lock().unwrap_or_else(PoisonError::into_inner), idle.len());
+        let surplus = unused.min(idle.len().saturating_sub(KEPT_IDLE));
+        // Those at the end were used last.
+        idle.drain(..surplus);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Helper>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -167,7 +182,14 @@ impl Helpers {
     /// died while it waited has not heard it.
     async fn told(&self, message: &[u8]) -> Result<Helper> {
         loop {
-            let Some(mut helper) = self.lock().pop() else { break };
+            let waiting = {
+                let mut idle = self.lock();
+                let waiting = idle.pop();
+                let mut fewest = self.fewest.lock().unwrap_or_else(PoisonError::into_inner);
+                *fewest = (*fewest).min(idle.len());
+                waiting
+            };
+            let Some(mut helper) = waiting else { break };
             if helper.socket.write_all(message).await.is_ok() {
                 return Ok(helper);
             }
@@ -229,7 +251,7 @@ impl Runner for Helpers {
             Error::unavailable(format!("the helper process died in {name}: {e}"), "ask again")
         })?;
         let mut idle = self.lock();
-        if idle.len() < KEPT_IDLE {
+        if idle.len() < MOST_IDLE && reply.len() <= LONG {
             idle.push(helper);
         }
         Ok(reply)
@@ -262,7 +284,8 @@ pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
     let mut awake_until = Instant::now();
     loop {
         while Instant::now() < awake_until && !readable(&socket) {
-            std::hint::spin_loop();
+            // Whoever wants the processor gets it.
+            std::thread::yield_now();
         }
         match socket.read(&mut chunk)? {
             0 => return Ok(()), // the daemon is gone

@@ -436,7 +436,7 @@ pub fn request(name: &str) -> CreateRequest {
     CreateRequest { volume: volume(name), endpoint: endpoint(), asked, defaults: PartialSpec::default() }
 }
 
-pub async fn create(engine: &Engine, name: &str) -> Result<(CreateAction, Option<VolumeInfo>)> {
+pub async fn create(engine: &Engine, name: &str) -> Result<(CreateAction, Option<std::sync::Arc<VolumeInfo>>)> {
     engine.create(&call(engine), request(name)).await
 }
 

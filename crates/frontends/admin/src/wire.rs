@@ -61,7 +61,7 @@ pub struct Created {
     /// What was done.
     pub action: CreateAction,
     /// The volume.
-    pub volume: VolumeInfo,
+    pub volume: std::sync::Arc<VolumeInfo>,
     /// Hints that nobody follows.
     pub unheeded: Vec<Hint>,
 }

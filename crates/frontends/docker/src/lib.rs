@@ -5,7 +5,6 @@
 
 mod wire;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -24,8 +23,9 @@ use dunnage_model::{
     Caller, CallerKind, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId,
     parse_options,
 };
+use serde_json::json;
 
-use wire::{Answer, CreateBody, MountBody, NameBody, VolumeAnswer};
+use wire::{Answer, CreateBody, Each, MountBody, NameBody, Status, VolumeAnswer, VolumesAnswer, written};
 
 /// dockerd waits two minutes for a Create or a Mount; it is answered before it gives up.
 const LONG: Duration = Duration::from_secs(110);
@@ -121,26 +121,23 @@ impl Frontend {
         Ok(HolderKey { endpoint: self.endpoint.name.clone(), caller: Caller { kind, id } })
     }
 
-    fn show(&self, view: VolumeView) -> VolumeAnswer {
-        let mut status = BTreeMap::new();
-        let mut say = |key: &str, value: serde_json::Value| drop(status.insert(key.to_owned(), value));
-        say("driver", view.info.id.driver.as_str().into());
-        say("size", view.info.spec.size.to_string().into());
-        say("fs", view.info.spec.fs.as_str().into());
-        say("state", view.state().into());
-        say("node", self.engine.node().as_str().into());
-        say("holders", view.holders.iter().map(|holder| serde_json::Value::from(holder.to_string())).collect());
-        say("age", format!("{} s", view.age).into());
-        if let Some(why) = &view.info.why {
-            say("why", why.as_str().into());
-        }
-        if !view.info.spec.labels.is_empty() {
-            say("labels", view.info.spec.labels.iter().map(|(k, v)| (k.clone(), serde_json::Value::from(v.as_str()))).collect());
-        }
+    fn show<'a>(&'a self, view: &'a VolumeView) -> VolumeAnswer<'a> {
+        let VolumeView { info, age, mountpoint, holders, .. } = view;
+        let status = Status {
+            driver: info.id.driver.as_str(),
+            size: &info.spec.size,
+            fs: info.spec.fs.as_str(),
+            state: view.state(),
+            node: self.engine.node().as_str(),
+            holders: holders.iter().map(ToString::to_string).collect(),
+            age: format!("{age} s"),
+            why: info.why.as_deref(),
+            labels: &info.spec.labels,
+        };
         VolumeAnswer {
-            name: view.info.id.name.to_string(),
-            mountpoint: view.mountpoint.unwrap_or_default(),
-            created_at: format!("{:.0}", view.info.created),
+            name: info.id.name.as_str(),
+            mountpoint: mountpoint.as_deref().unwrap_or_default(),
+            created_at: format!("{:.0}", info.created),
             status,
         }
     }
@@ -242,7 +239,7 @@ async fn get(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let view = frontend.owned(&frontend.volume(&body.name)?).await?;
-        Ok(Answer::Volume(Box::new(frontend.show(view))))
+        written(&json!({ "Volume": frontend.show(&view), "Err": "" }))
     };
     answer(work.await)
 }
@@ -250,7 +247,7 @@ async fn get(frontend: Frontend, request: Request<Body>) -> Response {
 async fn list(frontend: Frontend) -> Response {
     let work = async {
         let views = frontend.engine.list(&frontend.endpoint.driver, Some(&frontend.endpoint.name)).await?;
-        Ok(Answer::Volumes(views.into_iter().map(|view| frontend.show(view)).collect()))
+        written(&VolumesAnswer { volumes: Each(|| views.iter().map(|view| frontend.show(view))), err: "" })
     };
     answer(work.await)
 }

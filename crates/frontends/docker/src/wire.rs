@@ -1,11 +1,12 @@
 //! The plugin API's words, as moby's `volume/drivers` and Podman send and read them.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use dunnage_model::Error;
-use serde::{Deserialize, Serialize};
+use dunnage_model::{Bytes, Error};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
 
 #[derive(Debug, Deserialize)]
@@ -30,13 +31,55 @@ pub struct MountBody {
     pub id: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-pub struct VolumeAnswer {
-    pub name: String,
-    pub mountpoint: String,
+pub struct VolumeAnswer<'a> {
+    pub name: &'a str,
+    pub mountpoint: &'a str,
     pub created_at: String,
-    pub status: BTreeMap<String, serde_json::Value>,
+    pub status: Status<'a>,
+}
+
+/// What people read in `docker volume inspect`.
+#[derive(Serialize)]
+pub struct Status<'a> {
+    pub driver: &'a str,
+    #[serde(serialize_with = "as_text")]
+    pub size: &'a Bytes,
+    pub fs: &'a str,
+    pub state: String,
+    pub node: &'a str,
+    pub holders: Vec<String>,
+    pub age: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: &'a BTreeMap<String, String>,
+}
+
+fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct VolumesAnswer<T: Serialize> {
+    pub volumes: T,
+    pub err: &'static str,
+}
+
+/// What comes one after the other, written as it comes: ten thousand volumes are never all in memory as answers.
+pub struct Each<F>(pub F);
+
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Each<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
+}
+
+/// An answer that is JSON already.
+pub fn written(answer: &impl Serialize) -> dunnage_model::Result<Answer> {
+    serde_json::to_vec(answer).map(Answer::Written).map_err(|e| Error::internal(format!("cannot write an answer: {e}")))
 }
 
 /// Every answer that there is. An empty `Err` goes with each success: some clients look for it.
@@ -47,14 +90,14 @@ pub enum Answer {
     /// Created; and what was not heeded, for clients that pass it on (dockerd does not).
     Created(Vec<String>),
     Mountpoint(String),
-    Volume(Box<VolumeAnswer>),
-    Volumes(Vec<VolumeAnswer>),
+    Written(Vec<u8>),
     Failed(Error),
 }
 
 impl IntoResponse for Answer {
     fn into_response(self) -> Response {
         let mut status = StatusCode::OK;
+        let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json"))];
         let body = match self {
             Answer::Activate => json!({ "Implements": ["VolumeDriver"] }),
             Answer::Scope(scope) => json!({ "Capabilities": { "Scope": scope } }),
@@ -62,15 +105,13 @@ impl IntoResponse for Answer {
             Answer::Created(warnings) if warnings.is_empty() => json!({ "Err": "" }),
             Answer::Created(warnings) => json!({ "Err": "", "Warnings": warnings }),
             Answer::Mountpoint(path) => json!({ "Mountpoint": path, "Err": "" }),
-            Answer::Volume(volume) => json!({ "Volume": volume, "Err": "" }),
-            Answer::Volumes(volumes) => json!({ "Volumes": volumes, "Err": "" }),
+            Answer::Written(json) => return (status, kind, json).into_response(),
             Answer::Failed(error) => {
                 tracing::info!("answered: {error}");
                 status = StatusCode::from_u16(dunnage_frontend_unix::status(&error)).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
                 json!({ "Err": error.to_string() })
             }
         };
-        let kind = HeaderValue::from_static("application/vnd.docker.plugins.v1.2+json");
-        (status, [(header::CONTENT_TYPE, kind)], body.to_string()).into_response()
+        (status, kind, body.to_string()).into_response()
     }
 }

@@ -8,13 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dunnage_host::linux::floor;
 use dunnage_tests::Node;
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 
-/// How often each thing is done. Enough for a median; the whole takes seconds.
-const ROUNDS: usize = 200;
+mod processes;
+mod scale;
+mod single;
 
 /// A connection that stays, as dockerd's does.
 struct Caller(UnixStream);
@@ -24,7 +24,13 @@ impl Caller {
         Caller(UnixStream::connect(socket).expect("connect"))
     }
 
-    fn call(&mut self, call: &str, body: &Value) -> Value {
+    /// One call that works; its answer is read and not understood, which would be the caller's own cost.
+    fn call(&mut self, call: &str, body: &Value) {
+        let answer = self.ask(call, body);
+        assert!(answer.windows(8).any(|w| w == b"\"Err\":\"\""), "{call}: {}", String::from_utf8_lossy(&answer));
+    }
+
+    fn ask(&mut self, call: &str, body: &Value) -> Vec<u8> {
         let body = body.to_string();
         let request = format!("POST /{call} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         self.0.write_all(request.as_bytes()).expect("write");
@@ -38,18 +44,20 @@ impl Caller {
             let head = String::from_utf8_lossy(&bytes[..split]).to_lowercase();
             let length: usize = head.split("content-length: ").nth(1).and_then(|l| l.lines().next()?.parse().ok()).expect("length");
             if bytes.len() == split + 4 + length {
-                let answer: Value = serde_json::from_slice(&bytes[split + 4..]).expect("json");
-                assert!(answer["Err"].as_str().unwrap_or("").is_empty(), "{call}: {answer}");
-                return answer;
+                return bytes.split_off(split + 4);
             }
         }
     }
 }
 
-/// Times one thing after a moment of rest: calls come to a machine at rest, and one that follows at once on another finds
+/// A moment before each measurement: calls come to a machine at rest, and one that follows at once on another finds
 /// processors awake and caches warm.
-fn timed<T>(into: &mut Vec<Duration>, work: impl FnOnce() -> T) -> T {
+fn rest() {
     std::thread::sleep(Duration::from_millis(2));
+}
+
+fn timed<T>(into: &mut Vec<Duration>, work: impl FnOnce() -> T) -> T {
+    rest();
     let begun = Instant::now();
     let value = work();
     into.push(begun.elapsed());
@@ -84,88 +92,68 @@ fn plain_row(what: &'static str, ours: (f64, f64), unit: &'static str, most: f64
     Row { what, ours, floor: None, unit, bar: format!("at most {most} {unit}"), met: ours.0 <= most, rexray }
 }
 
-fn main() {
-    let json_path = std::env::args().skip_while(|arg| arg != "--json").nth(1);
-    let mut rows = Vec::new();
+/// So many times what the same costs under other circumstances.
+fn times_row(what: &'static str, beside: &str, ours: Vec<Duration>, other: Vec<Duration>, most: f64) -> Row {
+    let (ours, other) = (percentiles(ours), percentiles(other));
+    let ratio = ours.0 / other.0;
+    let bar = format!("{ratio:.2} × {beside} (at most {most})");
+    Row { what, ours, floor: Some(other), unit: "ms", bar, met: ratio <= most, rexray: "" }
+}
 
-    // Ready: process start to READY=1 at the service manager's socket, with a pool that is there.
+/// A node as a user has it: it logs what a user's does, and its ledger lies on a tmpfs, as it does in /run.
+fn quiet_node() -> Node {
     let mut node = Node::new();
     node.log_level = None;
-    // The ledger lies on a tmpfs, as it does in /run.
     std::fs::create_dir(node.run_dir()).expect("mkdir");
     rustix::mount::mount("run", node.run_dir(), "tmpfs", MountFlags::empty(), None).expect("tmpfs");
-    node.start();
-    node.stop();
-    let mut ready = Vec::new();
-    for _ in 0..20 {
-        let begun = Instant::now();
-        let socket = node.folder.join("notify");
-        let _ = std::fs::remove_file(&socket);
-        let listener = std::os::unix::net::UnixDatagram::bind(&socket).expect("bind");
-        node.env = vec![("NOTIFY_SOCKET".to_owned(), socket.display().to_string())];
-        node.spawn();
-        let mut said = [0; 256];
-        loop {
-            let n = listener.recv(&mut said).expect("notification");
-            if String::from_utf8_lossy(&said[..n]).contains("READY=1") {
-                break;
-            }
-        }
-        ready.push(begun.elapsed());
-        node.stop();
+    node
+}
+
+trait Finish {
+    fn finish(self);
+}
+
+impl Finish for Node {
+    fn finish(mut self) {
+        self.stop();
+        rustix::mount::unmount(self.run_dir(), UnmountFlags::DETACH).expect("unmount");
+        self.assert_nothing_left();
     }
+}
+
+/// From the start of the process to READY=1 at the service manager's socket, with a pool that is there.
+fn ready(node: &mut Node) -> Duration {
+    let begun = Instant::now();
+    let socket = node.folder.join("notify");
+    let _ = std::fs::remove_file(&socket);
+    let listener = std::os::unix::net::UnixDatagram::bind(&socket).expect("bind");
+    node.env = vec![("NOTIFY_SOCKET".to_owned(), socket.display().to_string())];
+    node.spawn();
+    let mut said = [0; 256];
+    loop {
+        let n = listener.recv(&mut said).expect("notification");
+        if String::from_utf8_lossy(&said[..n]).contains("READY=1") {
+            break;
+        }
+    }
+    let elapsed = begun.elapsed();
+    node.stop();
     node.env.clear();
-    rows.push(plain_row("ready after start", percentiles(ready), "ms", 50.0, "1450"));
+    elapsed
+}
 
-    node.start();
-    let pss = pss_of(node.pid());
-    rows.push(plain_row("idle memory, daemon and helpers (PSS)", (pss, pss), "MiB", 12.0, "29 (RSS)"));
+type Section = fn() -> Vec<Row>;
 
-    let mut caller = Caller::new(&node.socket());
-    for name in ["ours", "floor"] {
-        caller.call("VolumeDriver.Create", &json!({ "Name": name, "Opts": { "size": "1G" } }));
-    }
-    let target = node.folder.join("floor");
-    std::fs::create_dir(&target).expect("mkdir");
-    let image = node.image("floor");
-    let mount = json!({ "Name": "ours", "ID": "bench" });
-    let [mut our_mount, mut our_unmount, mut bare_mount, mut bare_unmount] = [const { Vec::new() }; 4];
-    let [mut get, mut path] = [const { Vec::new() }; 2];
-    for round in 0..ROUNDS {
-        let mut bare = || {
-            let mounted = timed(&mut bare_mount, || floor::mount(&image, &target)).expect("floor mount");
-            timed(&mut bare_unmount, || floor::unmount(mounted, &target)).expect("floor unmount");
-        };
-        // Who begins changes, so that neither always finds the caches as the other left them.
-        if round % 2 == 0 {
-            bare();
-        }
-        timed(&mut our_mount, || caller.call("VolumeDriver.Mount", &mount));
-        timed(&mut get, || caller.call("VolumeDriver.Get", &json!({ "Name": "ours" })));
-        timed(&mut path, || caller.call("VolumeDriver.Path", &json!({ "Name": "ours" })));
-        timed(&mut our_unmount, || caller.call("VolumeDriver.Unmount", &mount));
-        if round % 2 == 1 {
-            bare();
-        }
-    }
-    rows.push(ratio_row("Mount of an existing clean volume", our_mount, bare_mount, 2.0, "586"));
-    rows.push(ratio_row("Unmount of the last holder", our_unmount, bare_unmount, 2.0, "21"));
-    rows.push(plain_row("Get", percentiles(get), "ms", 0.3, "7.5"));
-    rows.push(plain_row("Path", percentiles(path), "ms", 0.3, "10.7"));
+/// The measurements, by the name that asks for one alone.
+const SECTIONS: [(&str, Section); 3] = [("single", single::rows), ("scale", scale::rows), ("dvdcli", processes::rows)];
 
-    let mut create = Vec::new();
-    for n in 0..100 {
-        timed(&mut create, || caller.call("VolumeDriver.Create", &json!({ "Name": format!("v{n}"), "Opts": { "size": "64M" } })));
-    }
-    rows.push(plain_row("Create, 64 MiB ext4 (no bar yet)", percentiles(create), "ms", f64::INFINITY, "25.7"));
-    let mut list = Vec::new();
-    for _ in 0..50 {
-        timed(&mut list, || caller.call("VolumeDriver.List", &json!({})));
-    }
-    rows.push(plain_row("List of 102 (no bar yet)", percentiles(list), "ms", f64::INFINITY, "15.9 (of 100)"));
-    node.stop();
-    rustix::mount::unmount(node.run_dir(), UnmountFlags::DETACH).expect("unmount");
-    node.assert_nothing_left();
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let json_path = arguments.iter().position(|arg| arg == "--json").and_then(|at| arguments.get(at + 1));
+    let name = arguments.first().filter(|arg| !arg.starts_with("--"));
+    let chosen: Vec<_> = SECTIONS.iter().filter(|(section, _)| name.is_none_or(|name| name == section)).collect();
+    assert!(!chosen.is_empty(), "there is no measurement {name:?}: use one of {:?}", SECTIONS.map(|(section, _)| section));
+    let rows: Vec<Row> = chosen.iter().flat_map(|(_, section)| section()).collect();
 
     println!("{:40} {:>9} {:>9} {:>9} {:>9}  {:34} REX-Ray p50", "what", "p50", "p99", "floor p50", "floor p99", "bar");
     for row in &rows {
@@ -191,7 +179,7 @@ fn main() {
         .collect();
     let text = serde_json::to_string_pretty(&rendered).expect("json");
     match json_path {
-        Some(path) => std::fs::write(&path, text + "\n").unwrap_or_else(|e| panic!("{path}: {e}")),
+        Some(path) => std::fs::write(path, text + "\n").unwrap_or_else(|e| panic!("{path}: {e}")),
         None => println!("{text}"),
     }
     if rows.iter().any(|row| !row.met) {
