@@ -10,7 +10,7 @@ use crate::workspace::{TESTS_PACKAGE, Workspace};
 
 #[derive(Args)]
 pub struct Options {
-    /// Only this measurement: single, scale or dvdcli
+    /// Only this measurement: single, scale, dvdcli or io
     name: Option<String>,
 }
 

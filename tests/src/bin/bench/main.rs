@@ -12,6 +12,7 @@ use dunnage_tests::Node;
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 
+mod io;
 mod processes;
 mod scale;
 mod single;
@@ -145,7 +146,7 @@ fn ready(node: &mut Node) -> Duration {
 type Section = fn() -> Vec<Row>;
 
 /// The measurements, by the name that asks for one alone.
-const SECTIONS: [(&str, Section); 3] = [("single", single::rows), ("scale", scale::rows), ("dvdcli", processes::rows)];
+const SECTIONS: [(&str, Section); 4] = [("single", single::rows), ("scale", scale::rows), ("dvdcli", processes::rows), ("io", io::rows)];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,0 +1,88 @@
+//! What a program gets through a mounted volume, beside the same filesystem mounted by hand on a loop with the same flags.
+
+use std::path::Path;
+use std::process::Command;
+
+use dunnage_host::linux::floor;
+use serde_json::{Value, json};
+
+use crate::{Caller, Finish as _, Row, quiet_node};
+
+const PAIRS: usize = 7;
+
+/// (what, fio's flags, which side of its answer)
+const JOBS: [(&str, &[&str], &str); 5] = [
+    ("fio 4k random write, IOPS", &["--rw=randwrite", "--bs=4k", "--iodepth=16"], "write"),
+    ("fio 4k random read, IOPS", &["--rw=randread", "--bs=4k", "--iodepth=16"], "read"),
+    ("fio 1M sequential write, IOPS", &["--rw=write", "--bs=1M", "--iodepth=4"], "write"),
+    ("fio 1M sequential read, IOPS", &["--rw=read", "--bs=1M", "--iodepth=4"], "read"),
+    ("fio 4k write and fsync, IOPS", &["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"], "write"),
+];
+
+pub fn rows() -> Vec<Row> {
+    if Command::new("fio").arg("--version").output().is_err() {
+        println!("fio is not installed (package fio): the volumes' throughput is not measured");
+        return Vec::new();
+    }
+    let mut node = quiet_node();
+    node.start();
+    let mut caller = Caller::new(&node.socket());
+    for name in ["ours", "hand"] {
+        caller.call("VolumeDriver.Create", &json!({ "Name": name, "Opts": { "size": "1G" } }));
+    }
+    caller.call("VolumeDriver.Mount", &json!({ "Name": "ours", "ID": "bench" }));
+    let (ours, hand) = (node.mountpoint("ours"), node.folder.join("hand"));
+    std::fs::create_dir(&hand).expect("mkdir");
+    let mounted = floor::mount(&node.image("hand"), &hand).expect("floor mount");
+    // Both files are there and filled before anything is measured.
+    for folder in [&ours, &hand] {
+        fio(folder, &["--rw=write", "--bs=1M", "--iodepth=4"], "write", false);
+    }
+    let mut rows = Vec::new();
+    for (what, flags, side) in JOBS {
+        let (mut us, mut them) = (Vec::new(), Vec::new());
+        for pair in 0..PAIRS {
+            // Who begins changes.
+            if pair % 2 == 0 {
+                us.push(fio(&ours, flags, side, true));
+                them.push(fio(&hand, flags, side, true));
+            } else {
+                them.push(fio(&hand, flags, side, true));
+                us.push(fio(&ours, flags, side, true));
+            }
+        }
+        let mut ratios: Vec<f64> = us.iter().zip(&them).map(|(us, them)| us / them).collect();
+        for list in [&mut ratios, &mut us, &mut them] {
+            list.sort_by(f64::total_cmp);
+        }
+        let middle = PAIRS / 2;
+        let bar = format!("{:.2} × the same by hand (at least 0.97)", ratios[middle]);
+        rows.push(Row {
+            what,
+            ours: (us[middle], us[0]),
+            floor: Some((them[middle], them[0])),
+            unit: "1/s",
+            bar,
+            met: ratios[middle] >= 0.97,
+            rexray: "",
+        });
+    }
+    floor::unmount(mounted, &hand).expect("floor unmount");
+    caller.call("VolumeDriver.Unmount", &json!({ "Name": "ours", "ID": "bench" }));
+    node.finish();
+    rows
+}
+
+/// One run; gives its operations in a second.
+fn fio(folder: &Path, flags: &[&str], side: &str, timed: bool) -> f64 {
+    let mut command = Command::new("fio");
+    command.args(["--name=x", "--filename=fio", "--size=256M", "--direct=1", "--ioengine=libaio", "--output-format=json", "--norandommap"]);
+    if timed {
+        command.args(["--time_based", "--runtime=1500ms"]);
+    }
+    let output = command.args(flags).current_dir(folder).output().expect("fio");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "fio: {text}{}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_str(&text[text.find('{').expect("JSON")..]).expect("JSON");
+    answer["jobs"][0][side]["iops"].as_f64().expect("iops")
+}
