@@ -114,7 +114,7 @@ pub fn stop(places: &Places, release: bool) -> Result<()> {
     let Some(owner) = instance::running(&places.run_dir) else {
         if release {
             let detail = "the daemon does not run, so nothing can be let go";
-            return Err(Error::unavailable(detail, "start it, then ask again; or unmount by hand what 'findmnt -t ext4' shows"));
+            return Err(Error::unavailable(detail, "start it, then ask again; or unmount by hand what 'findmnt -t ext4,xfs,btrfs' shows"));
         }
         println!("The Dunnage daemon is not running.");
         return Ok(());
@@ -141,7 +141,8 @@ pub fn stop(places: &Places, release: bool) -> Result<()> {
     if ended == 0 {
         return Err(Error::timeout("stop", format!("the daemon (pid {}) has not ended after {} s", owner.pid, STOP.as_secs())));
     }
-    println!("The Dunnage daemon has stopped; what is mounted stays mounted.");
+    let rest = if release { "every volume was let go" } else { "what is mounted stays mounted" };
+    println!("The Dunnage daemon has stopped; {rest}.");
     Ok(())
 }
 

@@ -159,7 +159,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         }
     };
     notify(&[NotifyState::Stopping]);
-    tracing::info!("stopping; what is mounted stays mounted");
+    tracing::info!(mounted = engine.active().len(), "stopping; what is mounted stays mounted");
     settling.abort();
     endpoints.stop();
     stop.send_replace(true);

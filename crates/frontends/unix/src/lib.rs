@@ -32,6 +32,9 @@ pub async fn read_json<T: DeserializeOwned>(request: Request<Body>) -> Result<T>
         .await
         .map_err(|e| if e.status().as_u16() == 413 { too_long() } else { bad(format!("the body cannot be read: {e}")) })?;
     let text: &[u8] = if bytes.iter().all(u8::is_ascii_whitespace) || bytes.trim_ascii() == b"null" { b"{}" } else { &bytes };
+    if !text.trim_ascii_start().starts_with(b"{") {
+        return Err(bad("the body is no JSON object".to_owned()));
+    }
     serde_json::from_slice(text).map_err(|e| bad(format!("the body is not what this call takes: {e}")))
 }
 
