@@ -145,7 +145,7 @@ impl Docker {
     /// An engine that serves and has [`IMAGE`].
     fn started(flags: &[&str]) -> Docker {
         let folder = scratch();
-        let cgroup = folder.display().to_string().replace('/', "-").trim_matches('-').to_owned();
+        let cgroup = cgroup_name(&folder);
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
         let mut docker = Docker { folder, flags, storage: "overlay2", cgroup, containerd: None, dockerd: None };
         docker.write("daemon.json", "{}");
@@ -241,7 +241,8 @@ impl Docker {
         UnixStream::connect(&socket).is_ok() && http::raw(&socket, ping).status == 200
     }
 
-    fn host(&self) -> String {
+    /// Where it listens, as `DOCKER_HOST` has it.
+    pub fn host(&self) -> String {
         format!("unix://{}", self.path("d.sock"))
     }
 
@@ -302,19 +303,9 @@ impl Docker {
     /// Makes an image of busybox and what is added to its root folder.
     #[track_caller]
     pub fn import(&self, image: &str, add: impl FnOnce(&Path)) {
-        let root = self.folder.join("image");
-        for folder in ["", "bin", "tmp"] {
-            std::fs::create_dir(root.join(folder)).expect("image");
-        }
-        std::fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o1777)).expect("image");
-        std::fs::copy(find("busybox").expect("busybox"), root.join("bin/busybox")).expect("image");
-        APPLETS.iter().for_each(|applet| symlink("busybox", root.join("bin").join(applet)).expect("image"));
-        add(&root);
-        let tar = self.path("image.tar");
-        let made = Command::new("tar").args(["--create", "--numeric-owner", "--file", &tar, "--directory"]).arg(&root).arg(".").status();
-        assert!(made.is_ok_and(|status| status.success()), "tar makes the image");
-        self.cli(&["import", &tar, image]).ok();
-        std::fs::remove_dir_all(&root).expect("image");
+        let tar = image_tar(&self.folder, add);
+        let path = tar.display().to_string();
+        self.cli(&["import", &path, image]).ok();
         std::fs::remove_file(&tar).expect("image");
     }
 
@@ -390,29 +381,12 @@ impl Docker {
                 found.extend(entry.file_name().to_str().and_then(number));
             }
         }
-        for cgroup in self.cgroups() {
-            let processes = std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
-            found.extend(processes.lines().filter_map(number));
-        }
-        found
-    }
-
-    /// Its control groups, innermost first, in every hierarchy.
-    fn cgroups(&self) -> Vec<PathBuf> {
-        let root = Path::new("/sys/fs/cgroup");
-        let mut found: Vec<PathBuf> = folders(root).chain([root.to_owned()]).map(|h| h.join(&self.cgroup)).filter(|c| c.is_dir()).collect();
-        let mut next = 0;
-        while let Some(cgroup) = found.get(next) {
-            let inner: Vec<_> = folders(cgroup).collect();
-            found.extend(inner);
-            next += 1;
-        }
-        found.reverse();
+        found.extend(processes_in(&self.cgroup));
         found
     }
 
     fn remove_cgroups(&self) {
-        self.cgroups().iter().for_each(|cgroup| drop(std::fs::remove_dir(cgroup)));
+        remove_cgroups(&self.cgroup);
     }
 }
 
@@ -449,13 +423,61 @@ fn kill(mut child: Child) {
     child.wait().expect("wait");
 }
 
+/// The root folder of an image, packed: busybox and what is added to it. The caller removes it.
+pub(crate) fn image_tar(folder: &Path, add: impl FnOnce(&Path)) -> PathBuf {
+    let root = folder.join("image");
+    for folder in ["", "bin", "tmp"] {
+        std::fs::create_dir(root.join(folder)).expect("image");
+    }
+    std::fs::set_permissions(root.join("tmp"), Permissions::from_mode(0o1777)).expect("image");
+    std::fs::copy(find("busybox").expect("busybox"), root.join("bin/busybox")).expect("image");
+    APPLETS.iter().for_each(|applet| symlink("busybox", root.join("bin").join(applet)).expect("image"));
+    add(&root);
+    let tar = folder.join("image.tar");
+    let made =
+        Command::new("tar").args(["--create", "--numeric-owner", "--file"]).arg(&tar).arg("--directory").arg(&root).arg(".").status();
+    assert!(made.is_ok_and(|status| status.success()), "tar makes the image");
+    std::fs::remove_dir_all(&root).expect("image");
+    tar
+}
+
+/// A name for the control groups of an engine in this folder.
+pub(crate) fn cgroup_name(folder: &Path) -> String {
+    folder.display().to_string().replace('/', "-").trim_matches('-').to_owned()
+}
+
+/// The control groups of that name and beneath, innermost first, in every hierarchy.
+fn cgroups(name: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut found: Vec<PathBuf> = folders(root).chain([root.to_owned()]).map(|h| h.join(name)).filter(|c| c.is_dir()).collect();
+    let mut next = 0;
+    while let Some(cgroup) = found.get(next) {
+        let inner: Vec<_> = folders(cgroup).collect();
+        found.extend(inner);
+        next += 1;
+    }
+    found.reverse();
+    found
+}
+
+/// What runs in them.
+pub(crate) fn processes_in(name: &str) -> Vec<Pid> {
+    let list = |cgroup: PathBuf| std::fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let number = |text: &str| text.parse().ok().and_then(Pid::from_raw);
+    cgroups(name).into_iter().map(list).flat_map(|text| text.lines().filter_map(number).collect::<Vec<_>>()).collect()
+}
+
+pub(crate) fn remove_cgroups(name: &str) {
+    cgroups(name).iter().for_each(|cgroup| drop(std::fs::remove_dir(cgroup)));
+}
+
 fn folders(of: &Path) -> impl Iterator<Item = PathBuf> {
     let entries = std::fs::read_dir(of).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path())
 }
 
 /// A program of the machine; for `docker` the one that came with the engine, before others on the way.
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let packaged = Path::new("/usr/bin/docker");
     if OsStr::new(program) == "docker" && packaged.exists() {
         return Some(packaged.to_owned());

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData,
@@ -14,7 +14,7 @@ use fuser::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{BOUND, eventually, is_mounted};
+use crate::{BOUND, eventually, is_mounted, kernel};
 
 /// Runs a line of shell that has to work; gives what it printed. What tests do to files inside a volume they do so, or
 /// the open file would be inherited for a moment by what another test starts, and keep the volume busy.
@@ -122,6 +122,11 @@ impl Drop for Store {
     fn drop(&mut self) {
         self.go_on();
         drop(self.disk.take());
+        // The loop device goes a moment after its mount, and keeps the file open until then.
+        let begun = Instant::now();
+        while !kernel::loops_beneath(&self.fuse).is_empty() && begun.elapsed() < BOUND {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = Command::new("umount").arg(&self.fuse).stderr(Stdio::null()).status();
         let _ = self.server.kill();
         let _ = self.server.wait();

@@ -3,10 +3,12 @@
 //!
 //! They run as root inside the namespaces that `cargo xtask test` makes; run by hand, they say so and fail.
 
+pub mod compose;
 pub mod docker;
 pub mod fuse;
 pub mod http;
 pub mod kernel;
+pub mod podman;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

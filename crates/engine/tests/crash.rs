@@ -84,7 +84,7 @@ where
 {
     let mut seen = BTreeSet::new();
     for last in 0.. {
-        let machine = Arc::new(Machine::new());
+        let machine = Shared(Arc::new(Machine::new()));
         prepare(&machine).await;
         match live(&machine, last, life()) {
             End::Whole => break,
@@ -182,13 +182,15 @@ mod a_create_that_died {
     async fn anywhere_and_again_anywhere_in_the_retry_leaves_a_whole_volume_or_none() {
         at_every_point(nothing, creating, async |machine, point| {
             // The same death, and then another one at the next point each time.
-            let mut machine = machine.clone();
+            let mut next: Option<Shared> = None;
             for again in 0.. {
-                let End::At(second) = live(&machine, again, creating()) else { break };
+                let machine = next.as_deref().unwrap_or(machine);
+                let End::At(second) = live(machine, again, creating()) else { break };
                 let engine = machine.start().await;
-                assert_whole_or_not_there(&machine, &engine, &format!("{point}, then {second}")).await;
-                machine = Arc::new(Machine::new());
+                assert_whole_or_not_there(machine, &engine, &format!("{point}, then {second}")).await;
+                let machine = Shared(Arc::new(Machine::new()));
                 assert_eq!(live(&machine, points_before(point), creating()), End::At(point.to_owned()));
+                next = Some(machine);
             }
         })
         .await;
@@ -299,7 +301,7 @@ mod a_mount_that_died {
     async fn anywhere_and_again_anywhere_in_the_retry_counts_once() {
         for first in 0.. {
             for second in 0.. {
-                let machine = Arc::new(Machine::new());
+                let machine = Shared(Arc::new(Machine::new()));
                 pg(&machine).await;
                 let End::At(point) = live(&machine, first, mounting()) else { return };
                 let End::At(again) = live(&machine, second, mounting()) else { break };
@@ -376,7 +378,7 @@ mod an_unmount_that_died {
     async fn anywhere_and_again_anywhere_in_the_next_start_is_finished_by_the_one_after() {
         for first in 0.. {
             for second in 0.. {
-                let machine = Arc::new(Machine::new());
+                let machine = Shared(Arc::new(Machine::new()));
                 pg_held(&machine).await;
                 let End::At(point) = live(&machine, first, unmounting()) else { return };
                 let End::At(again) = live(&machine, second, async |_: &Engine, _: &Points| {}) else { break };
@@ -417,7 +419,7 @@ async fn a_hundred_daemons_that_die_one_after_the_other_lose_and_leak_nothing() 
             engine.remove(&call(engine), &volume("pg")).await.expect("removed");
         }
     }
-    let machine = Arc::new(Machine::new());
+    let machine = Shared(Arc::new(Machine::new()));
     let chance = FakeRandom::new(7);
     let mut lives = 0;
     let mut deaths = Vec::new();

@@ -12,8 +12,10 @@ use crate::{EndpointName, PublishMode};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CallerKind {
-    /// A Docker volume plugin client that sends an ID: dockerd.
+    /// A Docker volume plugin client that sends an ID of its own making: dockerd.
     Docker,
+    /// A Docker volume plugin client that sends Podman's one ID.
+    Podman,
     /// A Docker volume plugin client that sends none: dvdcli and what is like it.
     Plain,
     /// A person or a script at the command line.
@@ -26,6 +28,7 @@ impl fmt::Display for CallerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             CallerKind::Docker => "docker",
+            CallerKind::Podman => "podman",
             CallerKind::Plain => "plugin client without an ID",
             CallerKind::Cli => "command line",
             CallerKind::Unknown => "unknown",
@@ -35,6 +38,7 @@ impl fmt::Display for CallerKind {
 
 /// A caller's own identity within its endpoint. One without an ID is a single idempotent holder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "WrittenCaller")]
 pub struct Caller {
     /// What calls.
     pub kind: CallerKind,
@@ -46,6 +50,38 @@ pub struct Caller {
 impl Caller {
     /// The longest ID that is kept: dockerd sends 64 characters, Kubernetes' target paths are longer.
     pub const MAX_ID: usize = 512;
+
+    /// The ID that Podman sends with every Mount and Unmount, whatever the container: the SHA-256 of `placeholder\n`
+    /// (libpod's `pseudoCtrID`). It counts its containers itself, and mounts for the first and unmounts for the last.
+    pub const PODMAN_ID: &str = "2f73349cfc4630255319c6c8dfc1b46a8996ace9d14d8e07563b165915918ec2";
+
+    /// The client of a Docker volume plugin that sends this ID. An empty one is none.
+    pub fn of_plugin(id: Option<String>) -> Caller {
+        let id = id.filter(|id| !id.is_empty());
+        let kind = match id.as_deref() {
+            None => CallerKind::Plain,
+            Some(Caller::PODMAN_ID) => CallerKind::Podman,
+            Some(_) => CallerKind::Docker,
+        };
+        Caller { kind, id }
+    }
+}
+
+/// A caller as a ledger has it. What an older version took for dockerd may be Podman, which has to find its hold again.
+#[derive(Deserialize)]
+struct WrittenCaller {
+    kind: CallerKind,
+    #[serde(default)]
+    id: Option<String>,
+}
+
+impl From<WrittenCaller> for Caller {
+    fn from(WrittenCaller { kind, id }: WrittenCaller) -> Caller {
+        match kind {
+            CallerKind::Docker => Caller::of_plugin(id),
+            _ => Caller { kind, id },
+        }
+    }
 }
 
 /// What one count of a holder is counted under.
@@ -61,11 +97,12 @@ pub struct HolderKey {
 impl fmt::Display for HolderKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.caller.id {
-            Some(id) => {
+            // Podman's ID would say nothing.
+            Some(id) if self.caller.kind != CallerKind::Podman => {
                 let short: String = id.chars().take(12).collect();
                 write!(f, "{} {short} (endpoint {})", self.caller.kind, self.endpoint)
             }
-            None => write!(f, "{} (endpoint {})", self.caller.kind, self.endpoint),
+            _ => write!(f, "{} (endpoint {})", self.caller.kind, self.endpoint),
         }
     }
 }
@@ -108,5 +145,47 @@ impl fmt::Display for Holder {
             write!(f, " ×{}", self.total())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> HolderKey {
+        serde_json::from_str(text).expect("a holder's key")
+    }
+
+    #[test]
+    fn what_kind_of_client_calls_is_seen_from_the_id() {
+        let kind = |id: Option<&str>| Caller::of_plugin(id.map(str::to_owned)).kind;
+        assert_eq!(kind(None), CallerKind::Plain);
+        assert_eq!(kind(Some("")), CallerKind::Plain);
+        assert_eq!(kind(Some(Caller::PODMAN_ID)), CallerKind::Podman);
+        assert_eq!(kind(Some(&"7f".repeat(32))), CallerKind::Docker);
+    }
+
+    #[test]
+    fn a_holder_is_written_and_read_again() {
+        for id in [None, Some(Caller::PODMAN_ID), Some("7f")] {
+            let key = HolderKey { endpoint: "dunnage".parse().expect("a name"), caller: Caller::of_plugin(id.map(str::to_owned)) };
+            assert_eq!(read(&serde_json::to_string(&key).expect("json")), key);
+        }
+    }
+
+    #[test]
+    fn a_podman_that_an_older_version_took_for_dockerd_is_the_podman_that_calls_now() {
+        let written = format!(r#"{{"endpoint":"dunnage","kind":"docker","id":"{}"}}"#, Caller::PODMAN_ID);
+        assert_eq!(read(&written).caller, Caller::of_plugin(Some(Caller::PODMAN_ID.to_owned())));
+        assert_eq!(read(r#"{"endpoint":"dunnage","kind":"docker","id":"7f"}"#).caller.kind, CallerKind::Docker);
+    }
+
+    #[test]
+    fn people_are_not_shown_an_id_that_says_nothing() {
+        let shown = |id: &str| {
+            HolderKey { endpoint: "dunnage".parse().expect("a name"), caller: Caller::of_plugin(Some(id.to_owned())) }.to_string()
+        };
+        assert_eq!(shown(Caller::PODMAN_ID), "podman (endpoint dunnage)");
+        assert_eq!(shown("7f0123456789abcdef"), "docker 7f0123456789 (endpoint dunnage)");
     }
 }

@@ -224,6 +224,22 @@ pub struct Machine {
     pub random: Arc<FakeRandom>,
 }
 
+/// A machine whose daemons may have stopped for ever: they keep it, and its folder goes all the same.
+pub struct Shared(pub Arc<Machine>);
+
+impl std::ops::Deref for Shared {
+    type Target = Arc<Machine>;
+    fn deref(&self) -> &Arc<Machine> {
+        &self.0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.folder.path());
+    }
+}
+
 impl Machine {
     /// One that was just installed. Its disk is memory where there is some: nobody waits for an fsync.
     pub fn new() -> Machine {

@@ -20,8 +20,7 @@ use dunnage_driver::Reach;
 use dunnage_engine::{Call, CreateRequest, Engine, VolumeView};
 use dunnage_frontend_unix::{Connection, read_json};
 use dunnage_model::{
-    Caller, CallerKind, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId,
-    parse_options,
+    Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId, parse_options,
 };
 use serde_json::json;
 
@@ -112,13 +111,11 @@ impl Frontend {
     }
 
     fn holder(&self, id: Option<String>) -> Result<HolderKey> {
-        let id = id.filter(|id| !id.is_empty());
         if id.as_ref().is_some_and(|id| id.len() > Caller::MAX_ID) {
             let detail = format!("the ID is longer than {} bytes", Caller::MAX_ID);
             return Err(Error::invalid("ID", detail, "send a shorter one"));
         }
-        let kind = if id.is_some() { CallerKind::Docker } else { CallerKind::Plain };
-        Ok(HolderKey { endpoint: self.endpoint.name.clone(), caller: Caller { kind, id } })
+        Ok(HolderKey { endpoint: self.endpoint.name.clone(), caller: Caller::of_plugin(id) })
     }
 
     fn show<'a>(&'a self, view: &'a VolumeView) -> VolumeAnswer<'a> {
