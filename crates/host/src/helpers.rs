@@ -6,7 +6,7 @@
 //! [`Task`]; the drivers bring their own.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
@@ -140,6 +140,22 @@ struct Helper {
     _child: Child,
 }
 
+impl Helper {
+    async fn exchange(&mut self, message: &[u8]) -> std::io::Result<Vec<u8>> {
+        self.socket.write_all(message).await?;
+        // Most answers come whole in one read.
+        let mut reply = Vec::with_capacity(2048);
+        loop {
+            if let Some(whole) = complete(&reply)? {
+                return Ok(whole.to_vec());
+            }
+            if self.socket.read_buf(&mut reply).await? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
 /// The pool.
 pub struct Helpers {
     binary: PathBuf,
@@ -178,26 +194,19 @@ impl Helpers {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A helper that has this message: one that waits, or a new one. Nobody queues behind a call that hangs. One that has
-    /// died while it waited has not heard it.
-    async fn told(&self, message: &[u8]) -> Result<Helper> {
-        loop {
-            let waiting = {
-                let mut idle = self.lock();
-                let waiting = idle.pop();
-                let mut fewest = self.fewest.lock().unwrap_or_else(PoisonError::into_inner);
-                *fewest = (*fewest).min(idle.len());
-                waiting
-            };
-            let Some(mut helper) = waiting else { break };
-            if helper.socket.write_all(message).await.is_ok() {
-                return Ok(helper);
-            }
+    /// A helper that waits, or a new one (and which of the two): nobody queues behind a call that hangs.
+    fn take(&self) -> Result<(Helper, bool)> {
+        let waiting = {
+            let mut idle = self.lock();
+            let waiting = idle.pop();
+            let mut fewest = self.fewest.lock().unwrap_or_else(PoisonError::into_inner);
+            *fewest = (*fewest).min(idle.len());
+            waiting
+        };
+        match waiting {
+            Some(helper) => Ok((helper, false)),
+            None => Ok((self.start()?, true)),
         }
-        let mut helper = self.start()?;
-        let died = |e| Error::unavailable(format!("a new helper process died at once: {e}"), "ask again");
-        helper.socket.write_all(message).await.map_err(died)?;
-        Ok(helper)
     }
 
     fn start(&self) -> Result<Helper> {
@@ -233,28 +242,25 @@ impl Runner for Helpers {
 
     async fn run_frame(&self, frame: Vec<u8>) -> Result<Vec<u8>> {
         let message = framed(&frame).map_err(|e| Error::internal(format!("a task is too large: {e}")))?;
-        let mut helper = self.told(&message).await?;
-        let exchange = async {
-            // Most answers come whole in one read.
-            let mut reply = Vec::with_capacity(2048);
-            loop {
-                if let Some(whole) = complete(&reply)? {
-                    return Ok(whole.to_vec());
+        loop {
+            let (mut helper, new) = self.take()?;
+            match helper.exchange(&message).await {
+                Ok(reply) => {
+                    let mut idle = self.lock();
+                    if idle.len() < MOST_IDLE && reply.len() <= LONG {
+                        idle.push(helper);
+                    }
+                    return Ok(reply);
                 }
-                if helper.socket.read_buf(&mut reply).await? == 0 {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                // It died while it waited, and never read the message: a socket that is closed cannot be written to, and one
+                // that is closed with something unread is reset.
+                Err(e) if !new && matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
+                Err(e) => {
+                    let name = String::from_utf8_lossy(frame.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
+                    return Err(Error::unavailable(format!("the helper process died in {name}: {e}"), "ask again"));
                 }
             }
-        };
-        let reply = exchange.await.map_err(|e: std::io::Error| {
-            let name = String::from_utf8_lossy(frame.split(|b| *b == 0).next().unwrap_or_default()).into_owned();
-            Error::unavailable(format!("the helper process died in {name}: {e}"), "ask again")
-        })?;
-        let mut idle = self.lock();
-        if idle.len() < MOST_IDLE && reply.len() <= LONG {
-            idle.push(helper);
         }
-        Ok(reply)
     }
 }
 
