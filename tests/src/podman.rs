@@ -231,6 +231,15 @@ impl Podman {
         self.cli(&["rm", "-f", name]).ok();
     }
 
+    /// The same for one whose conmon has died. Podman 5 says once that it cannot be stopped, and removes it when it is told again.
+    #[track_caller]
+    pub fn end_at_last(&self, name: &str) {
+        eventually("the container is removed", BOUND, || {
+            self.cli(&["rm", "-f", name]);
+            self.cli(&["container", "exists", name]).code == 1
+        });
+    }
+
     /// The names of the volumes that Podman knows.
     #[track_caller]
     pub fn volumes(&self) -> Vec<String> {

@@ -230,7 +230,7 @@ fn a_container_that_lost_its_conmon_lets_its_volume_go_when_it_is_removed() {
     bench.podman.kill_conmon();
     bench.assert_written_to("pg");
     assert_eq!(bench.held("pg"), 1);
-    bench.podman.end("c1");
+    bench.podman.end_at_last("c1");
     bench.wait_until_released("pg");
     bench.finish();
 }
@@ -243,7 +243,7 @@ fn a_container_that_was_killed_with_its_conmon_lets_its_volume_go_when_it_is_rem
     bench.podman.kill_everything();
     assert_eq!(bench.held("pg"), 1, "nobody was left to give it back");
     assert!(is_mounted(&bench.node.mountpoint("pg")));
-    bench.podman.end("c1");
+    bench.podman.end_at_last("c1");
     bench.wait_until_released("pg");
     bench.finish();
 }
