@@ -16,6 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use dunnage_host::orphans::Brood;
 use serde_json::{Value, json};
 
 /// The daemon's binary.
@@ -246,6 +247,15 @@ impl Node {
             .collect()
     }
 
+    /// A helper of a killed daemon ends when its call does, and what that has made is there only then.
+    fn wait_for_helpers(&self) {
+        let marks = self.run_dir().join("helpers");
+        let begun = Instant::now();
+        while marks.exists() && begun.elapsed() < BOUND && Brood::begin(&marks).is_ok_and(|(_, orphans)| !orphans.is_empty()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Nothing of it is mounted or attached. (Checked again by xtask, for the whole machine.)
     #[track_caller]
     pub fn assert_nothing_left(&self) {
@@ -272,6 +282,7 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.wait_for_helpers();
         for mount in kernel::mounts_beneath(&self.folder).into_iter().rev() {
             let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
         }

@@ -104,6 +104,15 @@ impl Bench {
         assert!(!is_mounted(&PathBuf::from(path)));
     }
 
+    /// The store answers again: whoever waits has the volume, and gives it back.
+    #[track_caller]
+    fn is_mounted_and_let_go(&self, hanging: JoinHandle<http::Answer>) {
+        self.store.go_on();
+        assert_eq!(hanging.join().expect("its caller hears of it").status, 200);
+        self.bad("VolumeDriver.Unmount", &json!({ "Name": "a", "ID": "c1" }));
+        self.nothing_of_it_is_left();
+    }
+
     /// `a` can be mounted, and what was written is there.
     #[track_caller]
     fn its_data_is_there(&self) {
@@ -129,6 +138,8 @@ fn a_mount_on_a_store_that_hangs_is_answered_in_time_and_says_where_it_was() {
     bench.store.halt();
     let said = within(Duration::from_secs(4), "the answer", || bench.node.cli(&["volume", "mount", "a", "--timeout", "2"]).fails(12));
     assert!(said.starts_with("dunnage: timeout{stage/") && said.contains("volume \"a\"") && said.contains("ask again"), "{said}");
+    bench.store.go_on();
+    bench.nothing_of_it_is_left();
 }
 
 #[test]
@@ -194,7 +205,7 @@ fn an_unmount_that_hangs_is_answered_in_time_and_finished_later() {
 fn while_one_store_hangs_the_volumes_of_another_are_served_as_before() {
     let bench = Bench::new();
     bench.store.halt();
-    let _hanging = bench.mount_in_background();
+    let hanging = bench.mount_in_background();
     eventually("the mount is under way", BOUND, || !bench.jobs().is_empty());
     let node = &bench.node;
     bench.the_other_is_mounted_and_unmounted_at_once();
@@ -203,16 +214,18 @@ fn while_one_store_hangs_the_volumes_of_another_are_served_as_before() {
     assert_eq!(listed["Volumes"][0]["Name"], "fine");
     within(AT_ONCE, "Create", || node.plugin_ok("VolumeDriver.Create", &json!({ "Name": "new", "Opts": { "size": "16M" } })));
     within(AT_ONCE, "Remove", || node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": "new" })));
+    bench.is_mounted_and_let_go(hanging);
 }
 
 #[test]
 fn while_one_store_hangs_other_programs_on_the_machine_get_loop_devices() {
     let bench = Bench::new();
     bench.store.halt();
-    let _hanging = bench.mount_in_background();
+    let hanging = bench.mount_in_background();
     eventually("the attach is under way", BOUND, || bench.jobs().iter().any(|job| job["step"] == "attach"));
     let file = bench.node.folder.join("theirs").display().to_string();
     sh(&format!("truncate --size 1M {file}; device=$(timeout --signal=KILL 3 losetup --find --show {file}); losetup -d $device"));
+    bench.is_mounted_and_let_go(hanging);
 }
 
 #[test]
@@ -293,6 +306,8 @@ fn a_daemon_that_is_killed_while_a_store_hangs_starts_again_and_serves_the_other
     // It waits two seconds for the store that hangs, and no longer.
     within(Duration::from_secs(4), "the start", || bench.node.start());
     bench.the_other_is_mounted_and_unmounted_at_once();
+    bench.store.go_on();
+    bench.nothing_of_it_is_left();
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! What tests must not leave behind: loop devices, mounts and processes that belong to their folder.
 //!
 //! Each executable gets a folder that did not exist before, so whatever belongs to that folder when the executable has
-//! ended is its doing; what others do on the same machine meanwhile is not mistaken for it.
+//! ended is its doing; what others do on the same machine meanwhile is not mistaken for it. A loop device whose file lay
+//! on a filesystem that only the test's namespace had mounted has lost its path with it: such a device is the test's when
+//! it came meanwhile, and no living process can reach its file.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -32,13 +35,25 @@ impl fmt::Display for Leak {
     }
 }
 
-/// What belongs to `dir` and is still there. The kernel takes a namespace apart after its last process has gone, so
+/// The names of the loop devices that are in use, for [`left`] to know which have come since.
+pub fn in_use(rights: Rights) -> BTreeSet<String> {
+    let listed = loops(rights);
+    let devices = listed["loopdevices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    devices.iter().filter_map(|device| device["name"].as_str().map(str::to_owned)).collect()
+}
+
+/// What belongs to `dir` or came since `before` and is nobody's, and is still there. The kernel takes a namespace apart after its last process has gone, so
 /// this waits a bounded time for it to be done. Without root's rights nested loop devices are not seen.
-pub fn left(dir: &Path, rights: Rights) -> Vec<Leak> {
+pub fn left(dir: &Path, before: &BTreeSet<String>, rights: Rights) -> Vec<Leak> {
     const PATIENCE: Duration = Duration::from_secs(5);
     let start = Instant::now();
     loop {
-        let mut left = loops_of(&loops(rights), dir);
+        let listed = loops(rights);
+        let mut left = loops_of(&listed, dir);
+        // Without root's rights a test makes none, and who reaches what cannot be seen.
+        if rights != Rights::None {
+            left.extend(nobodys(&listed, before, |file| Path::new(file).exists() || somebody_reaches(file, rights)));
+        }
         left.extend(mounts_of(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default(), dir));
         left.extend(processes_of(dir));
         if left.is_empty() || start.elapsed() > PATIENCE {
@@ -54,6 +69,24 @@ fn loops(rights: Rights) -> Value {
     let listed = shell::output(losetup.args(["--list", "--json", "--output", "NAME,MAJ:MIN,BACK-MAJ:MIN,BACK-FILE"]));
     // It prints nothing at all when there is none.
     listed.ok().and_then(|listed| serde_json::from_str(&listed).ok()).unwrap_or_default()
+}
+
+/// The loop devices that came since `before` with a file that nobody reaches any more, those on other loop devices first.
+/// (A file that was deleted is nobody's in any case, and may be anybody's.)
+fn nobodys(listed: &Value, before: &BTreeSet<String>, is_reached: impl Fn(&str) -> bool) -> Vec<Leak> {
+    let devices = listed["loopdevices"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |device: &Value, key: &str| device[key].as_str().unwrap_or_default().trim().to_owned();
+    let is_nobodys = |file: &str| !file.ends_with(" (deleted)") && !is_reached(file);
+    let new = devices.iter().filter(|device| !before.contains(&text(device, "name")) && is_nobodys(&text(device, "back-file")));
+    let mut new: Vec<&Value> = new.collect();
+    new.sort_by_key(|device| !text(device, "back-maj:min").starts_with("7:"));
+    new.into_iter().map(|device| Leak::Loop { device: text(device, "name"), backing: text(device, "back-file") }).collect()
+}
+
+/// Whether a process in whatever mount namespace has a file of this path.
+fn somebody_reaches(file: &str, rights: Rights) -> bool {
+    const LOOK: &str = r#"for root in /proc/[0-9]*/root; do if [ -e "$root$1" ]; then exit 0; fi; done; exit 1"#;
+    shell::succeeds(rights.command("sh").args(["-c", LOOK, "sh", file]))
 }
 
 /// The loop devices of a folder, innermost first: those with a file in it, and those whose file is on a filesystem on
@@ -150,6 +183,19 @@ mod tests {
             .collect();
         assert_eq!(devices, ["/dev/loop1", "/dev/loop0"]);
         assert!(loops_of(&Value::Null, Path::new("/p")).is_empty());
+    }
+
+    #[test]
+    fn a_loop_device_that_came_meanwhile_with_a_file_that_nobody_reaches_is_a_leak_and_others_are_not() {
+        let listed = serde_json::json!({ "loopdevices": [
+            { "name": "/dev/loop0", "maj:min": "7:0", "back-maj:min": "0:60", "back-file": "/disk" },
+            { "name": "/dev/loop1", "maj:min": "7:1", "back-maj:min": "7:0", "back-file": "/pool/a/image" },
+            { "name": "/dev/loop2", "maj:min": "7:2", "back-maj:min": "254:0", "back-file": "/somebody/else" },
+            { "name": "/dev/loop3", "maj:min": "7:3", "back-maj:min": "0:50", "back-file": "/of/old" },
+        ]});
+        let left = nobodys(&listed, &["/dev/loop3".to_owned()].into(), |file| file == "/somebody/else");
+        let loop_of = |name: &str, file: &str| Leak::Loop { device: name.into(), backing: file.into() };
+        assert_eq!(left, [loop_of("/dev/loop1", "/pool/a/image"), loop_of("/dev/loop0", "/disk")]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! folder of their own on a real disk, so that what outlives them (a loop device) can be told by its path.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ pub struct Place {
     pub dir: PathBuf,
     /// Where it notes what it did not run: `DUNNAGE_SKIP_LOG`.
     pub skip_log: PathBuf,
+    /// The loop devices that were in use before.
+    loops: BTreeSet<String>,
 }
 
 impl Sandbox {
@@ -72,7 +75,7 @@ impl Sandbox {
         for stale in fs::read_dir(&folder).into_iter().flatten().flatten() {
             if !Path::new("/proc").join(stale.file_name()).exists() {
                 println!("Clearing {}, which an interrupted run left.", stale.path().display());
-                sandbox.clear(&stale.path(), sandbox.rights);
+                sandbox.clear(&stale.path(), &leaks::in_use(sandbox.rights), sandbox.rights);
             }
         }
         fs::create_dir_all(&sandbox.base).context(format_args!("cannot make {}", sandbox.base.display()))?;
@@ -105,7 +108,7 @@ impl Sandbox {
         fs::create_dir_all(&dir).context(format_args!("cannot make {}", dir.display()))?;
         let skip_log = self.base.join(format!("{number}.skips"));
         fs::write(&skip_log, "").context(format_args!("cannot make {}", skip_log.display()))?;
-        Ok(Place { who, dir, skip_log })
+        Ok(Place { who, dir, skip_log, loops: leaks::in_use(self.rights) })
     }
 
     /// What tests are told by their environment, wherever they run.
@@ -156,19 +159,19 @@ impl Sandbox {
     pub fn close(&self, place: &Place) -> (String, Vec<Leak>) {
         let skips = fs::read_to_string(&place.skip_log).unwrap_or_default();
         let _ = fs::remove_file(&place.skip_log);
-        (skips, self.clear(&place.dir, if place.who == Who::Root { self.rights } else { Rights::None }))
+        (skips, self.clear(&place.dir, &place.loops, if place.who == Who::Root { self.rights } else { Rights::None }))
     }
 
     /// Looks for leaks, lets go of loop devices (they are ours: their files lie here) and removes the folder. Mounts
     /// and processes are left for the person to look at, and the folder with them.
-    fn clear(&self, dir: &Path, rights: Rights) -> Vec<Leak> {
-        let leaks = leaks::left(dir, rights);
+    fn clear(&self, dir: &Path, loops: &BTreeSet<String>, rights: Rights) -> Vec<Leak> {
+        let leaks = leaks::left(dir, loops, rights);
         for leak in &leaks {
             if let Leak::Loop { device, .. } = leak {
                 shell::succeeds(rights.command("losetup").args(["-d", device]));
             }
         }
-        if !dir.exists() || (!leaks.is_empty() && !leaks::left(dir, rights).is_empty()) {
+        if !dir.exists() || (!leaks.is_empty() && !leaks::left(dir, loops, rights).is_empty()) {
             return leaks;
         }
         let remove = || shell::succeeds(rights.command("rm").args(["-r", "--one-file-system", "--"]).arg(dir));
