@@ -73,18 +73,13 @@ impl Bench {
     #[track_caller]
     pub fn finish(mut self) {
         self.docker.stop();
-        eventually("nothing is attached", BOUND, || kernel::loops_beneath(&self.node.folder).is_empty());
-        self.node.assert_nothing_left();
-        self.node.stop();
+        self.node.finish();
     }
 
     /// Waits until nothing of a volume is mounted or attached, nobody holds it, and no copy of its mount lived on.
     #[track_caller]
     pub fn wait_until_released(&self, volume: &str) {
-        let (path, pool) = (self.node.mountpoint(volume), self.node.pool().join(volume));
-        eventually("the volume is unmounted and detached, and nobody holds it", BOUND, || {
-            !path.exists() && kernel::loops_beneath(&pool).is_empty() && self.node.holders(volume).is_empty()
-        });
+        self.node.wait_until_released(volume);
         // Somebody who looks at the device (udev does) may keep it for a moment; a copy of the mount may not.
         assert!(!self.node.log().contains("Lingering([Process"), "another namespace kept it for a while: {}", self.node.log());
     }

@@ -247,6 +247,23 @@ impl Node {
             .collect()
     }
 
+    /// Waits until nothing of a volume is mounted or attached, and nobody holds it.
+    #[track_caller]
+    pub fn wait_until_released(&self, volume: &str) {
+        let (path, pool) = (self.mountpoint(volume), self.pool().join(volume));
+        eventually("the volume is unmounted and detached, and nobody holds it", BOUND, || {
+            !path.exists() && kernel::loops_beneath(&pool).is_empty() && self.holders(volume).is_empty()
+        });
+    }
+
+    /// The end of a test with an engine: everything is let go of, and the daemon stops.
+    #[track_caller]
+    pub fn finish(&mut self) {
+        eventually("nothing is attached", BOUND, || kernel::loops_beneath(&self.folder).is_empty());
+        self.assert_nothing_left();
+        self.stop();
+    }
+
     /// A helper of a killed daemon ends when its call does, and what that has made is there only then.
     fn wait_for_helpers(&self) {
         let marks = self.run_dir().join("helpers");

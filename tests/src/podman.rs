@@ -60,18 +60,13 @@ impl Bench {
     #[track_caller]
     pub fn finish(mut self) {
         self.podman.finish();
-        eventually("nothing is attached", BOUND, || kernel::loops_beneath(&self.node.folder).is_empty());
-        self.node.assert_nothing_left();
-        self.node.stop();
+        self.node.finish();
     }
 
     /// Waits until nothing of a volume is mounted or attached, and nobody holds it.
     #[track_caller]
     pub fn wait_until_released(&self, volume: &str) {
-        let (path, pool) = (self.node.mountpoint(volume), self.node.pool().join(volume));
-        eventually("the volume is unmounted and detached, and nobody holds it", BOUND, || {
-            !path.exists() && kernel::loops_beneath(&pool).is_empty() && self.node.holders(volume).is_empty()
-        });
+        self.node.wait_until_released(volume);
     }
 
     /// Makes a small volume.

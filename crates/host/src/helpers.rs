@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -160,23 +160,29 @@ impl Helper {
 pub struct Helpers {
     binary: PathBuf,
     brood: Brood,
-    idle: Arc<Mutex<Vec<Helper>>>,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Default)]
+struct Idle {
+    /// Those used last at the end.
+    helpers: Vec<Helper>,
     /// The fewest that were idle at once since the last [`Helpers::trim`].
-    fewest: Mutex<usize>,
+    fewest: usize,
 }
 
 impl Helpers {
     /// A pool of helpers that run `binary` (in the daemon: `/proc/self/exe`, which stays ours through an upgrade).
     /// They are known by `brood` when they outlive us.
     pub fn new(binary: PathBuf, brood: Brood) -> Self {
-        Helpers { binary, brood, idle: Arc::default(), fewest: Mutex::default() }
+        Helpers { binary, brood, idle: Mutex::default() }
     }
 
     /// Starts `count` helpers ahead of need.
     pub fn prefork(&self, count: usize) -> Result<()> {
         for _ in 0..count {
             let helper = self.start()?;
-            self.lock().push(helper);
+            self.lock().helpers.push(helper);
         }
         Ok(())
     }
@@ -184,13 +190,12 @@ impl Helpers {
     /// Lets those go that have had nothing to do since the last call of this, but a few.
     pub fn trim(&self) {
         let mut idle = self.lock();
-        let unused = std::mem::replace(&mut *self.fewest.lock().unwrap_or_else(PoisonError::into_inner), idle.len());
-        let surplus = unused.min(idle.len().saturating_sub(KEPT_IDLE));
-        // Those at the end were used last.
-        idle.drain(..surplus);
+        let surplus = idle.fewest.min(idle.helpers.len().saturating_sub(KEPT_IDLE));
+        idle.helpers.drain(..surplus);
+        idle.fewest = idle.helpers.len();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Helper>> {
+    fn lock(&self) -> MutexGuard<'_, Idle> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -198,9 +203,8 @@ impl Helpers {
     fn take(&self) -> Result<(Helper, bool)> {
         let waiting = {
             let mut idle = self.lock();
-            let waiting = idle.pop();
-            let mut fewest = self.fewest.lock().unwrap_or_else(PoisonError::into_inner);
-            *fewest = (*fewest).min(idle.len());
+            let waiting = idle.helpers.pop();
+            idle.fewest = idle.fewest.min(idle.helpers.len());
             waiting
         };
         match waiting {
@@ -234,7 +238,7 @@ impl Helpers {
 #[async_trait]
 impl Runner for Helpers {
     fn expect_one(&self) {
-        if let Some(next) = self.lock().last() {
+        if let Some(next) = self.lock().helpers.last() {
             // A helper that does not hear it is only slower.
             let _ = next.socket.try_write(&NUDGE);
         }
@@ -247,8 +251,8 @@ impl Runner for Helpers {
             match helper.exchange(&message).await {
                 Ok(reply) => {
                     let mut idle = self.lock();
-                    if idle.len() < MOST_IDLE && reply.len() <= LONG {
-                        idle.push(helper);
+                    if idle.helpers.len() < MOST_IDLE && reply.len() <= LONG {
+                        idle.helpers.push(helper);
                     }
                     return Ok(reply);
                 }
@@ -348,12 +352,53 @@ mod tests {
         assert_eq!(run(&runner, &Strange).await.map_err(|e| e.word()), Err("internal"));
     }
 
+    /// Helpers that are a script; each notes that it was started.
+    struct Scripts {
+        folder: tempfile::TempDir,
+        helpers: Helpers,
+    }
+
+    impl Scripts {
+        fn new(script: &str) -> Scripts {
+            let folder = tempfile::tempdir().expect("tempdir");
+            let (brood, _) = Brood::begin(&folder.path().join("marks")).expect("begin");
+            let (path, starts) = (folder.path().join("script"), folder.path().join("starts"));
+            // Written by another process: what is open for writing, even in a fork of another test, cannot be started.
+            let text = format!("#!/bin/sh\necho x >> {}\n{script}\n", starts.display());
+            let write = r#"printf '%s' "$1" > "$2" && chmod 755 "$2""#;
+            let written = std::process::Command::new("sh").args(["-c", write, "sh", &text]).arg(&path).status();
+            assert!(written.is_ok_and(|status| status.success()), "the script is there");
+            Scripts { helpers: Helpers::new(path, brood), folder }
+        }
+
+        fn starts(&self) -> usize {
+            std::fs::read_to_string(self.folder.path().join("starts")).unwrap_or_default().lines().count()
+        }
+
+        async fn fails(&self) {
+            let error = run(&self.helpers, &Half(4)).await.expect_err("a script is no helper");
+            assert_eq!(error.word(), "platform_unavailable");
+        }
+    }
+
     #[tokio::test]
     async fn a_helper_that_dies_is_an_error_and_not_a_hang() {
-        let folder = tempfile::tempdir().expect("tempdir");
-        let (brood, _) = Brood::begin(folder.path()).expect("begin");
-        let helpers = Helpers::new("/bin/true".into(), brood);
-        let error = run(&helpers, &Half(4)).await.expect_err("true is no helper");
-        assert_eq!(error.word(), "platform_unavailable");
+        Scripts::new("exit").fails().await;
+    }
+
+    #[tokio::test]
+    async fn a_call_that_a_helper_has_read_is_not_made_again_when_it_dies() {
+        let scripts = Scripts::new("/bin/dd bs=4096 count=1 of=/dev/null status=none");
+        scripts.helpers.prefork(1).expect("started");
+        scripts.fails().await;
+        assert_eq!(scripts.starts(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_a_dead_helper_never_read_goes_to_another() {
+        let scripts = Scripts::new("/bin/dd bs=1 count=1 of=/dev/null status=none");
+        scripts.helpers.prefork(1).expect("started");
+        scripts.fails().await;
+        assert_eq!(scripts.starts(), 2);
     }
 }

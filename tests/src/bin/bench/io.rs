@@ -6,7 +6,7 @@ use std::process::Command;
 use dunnage_host::linux::floor;
 use serde_json::{Value, json};
 
-use crate::{Caller, Finish as _, Row, quiet_node};
+use crate::{Caller, Row, end, quiet_node};
 
 const PAIRS: usize = 7;
 
@@ -69,7 +69,7 @@ pub fn rows() -> Vec<Row> {
     }
     floor::unmount(mounted, &hand).expect("floor unmount");
     caller.call("VolumeDriver.Unmount", &json!({ "Name": "ours", "ID": "bench" }));
-    node.finish();
+    end(node);
     rows
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use dunnage_tests::{binary, http};
 use serde_json::json;
 
-use crate::{Finish as _, Row, percentiles, quiet_node, rest};
+use crate::{Row, end, percentiles, quiet_node, rest};
 
 pub fn rows() -> Vec<Row> {
     let mut node = quiet_node();
@@ -49,7 +49,7 @@ pub fn rows() -> Vec<Row> {
         calls.push(begun.elapsed());
     }
     spawn(&dvdcli, &["unmount", "--volumedriver=dunnage", "--volumename=v"]);
-    node.finish();
+    end(node);
     let (process, floor, calls) = (percentiles(process), percentiles(floor), percentiles(calls));
     let more = process.0 - calls.0 - floor.0;
     vec![Row {

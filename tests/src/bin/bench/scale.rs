@@ -7,7 +7,7 @@ use dunnage_host::linux::floor;
 use dunnage_tests::Node;
 use serde_json::{Value, json};
 
-use crate::{Caller, Finish as _, Row, percentiles, plain_row, pss_of, quiet_node, ready, rest, times_row};
+use crate::{Caller, Row, end, percentiles, plain_row, pss_of, quiet_node, ready, rest, times_row};
 
 const VOLUMES: usize = 10_000;
 const MOUNTS: usize = 1_000;
@@ -57,7 +57,7 @@ fn many_volumes() -> Vec<Row> {
         list.push(begun.elapsed());
     }
     let pss = pss_of(node.pid());
-    node.finish();
+    end(node);
     vec![
         plain_row("ready after start with 10,000 volumes", percentiles(times), "ms", 500.0, ""),
         plain_row("List of 10,000", percentiles(list), "ms", 50.0, "15.9 (of 100)"),
@@ -98,7 +98,7 @@ fn many_mounts() -> Vec<Row> {
     for n in 0..MOUNTS {
         caller.call("VolumeDriver.Unmount", &json!({ "Name": format!("v{n}"), "ID": "c" }));
     }
-    node.finish();
+    end(node);
     vec![
         times_row("Mount with 1,000 others mounted", "with none", among.0, alone.0, 1.3),
         times_row("Unmount with 1,000 others mounted", "with none", among.1, alone.1, 1.3),
@@ -165,7 +165,7 @@ fn many_callers() -> Vec<Row> {
     rate(CALLERS, floor);
     let (one, eight) = (rate(1, ours), rate(CALLERS, ours));
     let (bare_one, bare_eight) = (rate(1, floor), rate(CALLERS, floor));
-    node.finish();
+    end(node);
     let (speedup, bare_speedup) = (eight / one, bare_eight / bare_one);
     let bar = format!("× {speedup:.2} with 8; the bare calls × {bare_speedup:.2} (at least 0.8 of that)");
     vec![Row {

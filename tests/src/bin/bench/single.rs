@@ -3,7 +3,7 @@
 use dunnage_host::linux::floor;
 use serde_json::json;
 
-use crate::{Caller, Finish as _, Row, percentiles, plain_row, pss_of, quiet_node, ratio_row, ready, timed};
+use crate::{Caller, Row, end, percentiles, plain_row, pss_of, quiet_node, ratio_row, ready, timed};
 
 /// How often each thing is done. Enough for a median; the whole takes seconds.
 const ROUNDS: usize = 200;
@@ -63,6 +63,6 @@ pub fn rows() -> Vec<Row> {
         timed(&mut list, || caller.call("VolumeDriver.List", &json!({})));
     }
     rows.push(plain_row("List of 102 (no bar yet)", percentiles(list), "ms", f64::INFINITY, "15.9 (of 100)"));
-    node.finish();
+    end(node);
     rows
 }
