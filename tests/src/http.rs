@@ -13,23 +13,33 @@ pub struct Answer {
 
 /// Sends bytes as they are and reads to the end.
 pub fn raw(socket: &Path, request: &[u8]) -> Answer {
-    let mut stream = UnixStream::connect(socket).unwrap_or_else(|e| panic!("{}: {e}", socket.display()));
+    try_raw(socket, request).unwrap_or_else(|e| panic!("{}: {e}", socket.display()))
+}
+
+/// The same, of a server that may not be there.
+fn try_raw(socket: &Path, request: &[u8]) -> std::io::Result<Answer> {
+    let mut stream = UnixStream::connect(socket)?;
     // A server that refuses a long body answers before it has read all of it.
     let _ = stream.write_all(request);
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
-    parse(&bytes)
+    Ok(parse(&bytes))
 }
 
 /// A POST with a body, as dockerd sends it.
 pub fn post(socket: &Path, path: &str, body: &[u8]) -> Answer {
+    try_post(socket, path, body).unwrap_or_else(|e| panic!("{}: {e}", socket.display()))
+}
+
+/// The same, of a server that may not be there.
+pub fn try_post(socket: &Path, path: &str, body: &[u8]) -> std::io::Result<Answer> {
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     )
     .into_bytes();
     request.extend_from_slice(body);
-    raw(socket, &request)
+    try_raw(socket, &request)
 }
 
 fn parse(bytes: &[u8]) -> Answer {

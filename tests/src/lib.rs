@@ -16,6 +16,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use dunnage_host::crash;
 use dunnage_host::orphans::Brood;
 use serde_json::{Value, json};
 
@@ -49,7 +50,7 @@ pub const BOUND: Duration = Duration::from_secs(30);
 pub struct Node {
     /// Everything of it is in here.
     pub folder: PathBuf,
-    /// Environment of the daemon, such as `DUNNAGE_CRASH_AT`.
+    /// Environment of the daemon, such as that of crash points.
     pub env: Vec<(String, String)>,
     /// How much it logs; `None` is what a user gets.
     pub log_level: Option<&'static str>,
@@ -152,8 +153,26 @@ impl Node {
             if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().expect("wait")) {
                 panic!("the daemon ended at start ({status}): {}", self.log());
             }
-            self.cli(&["status", "-o", "json"]).out.contains(&format!("\"pid\": {pid},"))
+            self.serves(pid)
         });
+    }
+
+    /// Waits until a daemon that was spawned serves, and starts another one if it ends.
+    pub fn start_unless_it_serves(&mut self) {
+        let pid = self.pid();
+        eventually("the daemon serves or ends", BOUND, || {
+            if self.child.as_mut().is_some_and(|child| child.try_wait().expect("wait").is_some()) {
+                self.child = None;
+            }
+            self.child.is_none() || self.serves(pid)
+        });
+        if self.child.is_none() {
+            self.start();
+        }
+    }
+
+    fn serves(&self, pid: u32) -> bool {
+        self.cli(&["status", "-o", "json"]).out.contains(&format!("\"pid\": {pid},"))
     }
 
     /// Starts the daemon and does not wait.
@@ -164,6 +183,39 @@ impl Node {
         command.args(["start", "-f"]).args(self.log_level.iter().flat_map(|level| ["--log-level", level])).envs(self.env.iter().cloned());
         command.stdout(log.try_clone().expect("log")).stderr(log);
         self.child = Some(command.spawn().expect("the binary runs"));
+    }
+
+    fn crash_points(&self) -> PathBuf {
+        self.folder.join("crash-points")
+    }
+
+    /// From its next start on, it comes by crash points (see `dunnage_host::crash`).
+    pub fn allow_crashes(&mut self) {
+        let folder = self.crash_points();
+        std::fs::create_dir_all(&folder).expect("folder");
+        self.env = vec![(crash::VARIABLE.to_owned(), folder.display().to_string())];
+    }
+
+    /// Whoever comes by this point next dies there.
+    pub fn die_at(&self, point: &str) {
+        // Nobody reads half of it.
+        let folder = self.crash_points();
+        std::fs::write(folder.join("new"), point).and_then(|()| std::fs::rename(folder.join("new"), folder.join("die"))).expect("written");
+    }
+
+    /// Somebody died there.
+    #[track_caller]
+    pub fn somebody_died(&self, point: &str) {
+        eventually(&format!("somebody dies at {point}"), BOUND, || !self.crash_points().join("die").exists());
+    }
+
+    /// The points that were passed since the last call of this.
+    pub fn passed(&self) -> Vec<String> {
+        let (passed, read) = (self.crash_points().join("passed"), self.crash_points().join("read"));
+        if std::fs::rename(passed, &read).is_err() {
+            return Vec::new();
+        }
+        std::fs::read_to_string(read).expect("read").lines().map(str::to_owned).collect()
     }
 
     pub fn pid(&self) -> u32 {

@@ -153,31 +153,6 @@ fn who_keeps_one_busy_is_named() {
 }
 
 #[test]
-fn a_create_that_is_killed_while_it_formats_is_undone_and_can_be_done_again() {
-    for (fs, size) in ALL {
-        let mut node = Node::started();
-        for point in
-            ["create/formatting/before", "create/format/before", "create/format/after", "create/publish/before", "create/publish/after"]
-        {
-            node.stop();
-            node.env = vec![("DUNNAGE_CRASH_AT".to_owned(), point.to_owned())];
-            node.start();
-            let body = json!({ "Name": "v", "Opts": { "fs": fs, "size": size } });
-            let _ = dunnage_tests::http::post(&node.socket(), "/VolumeDriver.Create", body.to_string().as_bytes());
-            node.wait_until_dead();
-            node.env.clear();
-            node.start();
-            create(&node, "v", fs, size);
-            let path = node.mount("v", "c1");
-            assert_eq!(std::fs::read_dir(&path).expect("read").count(), 0, "{fs} at {point}");
-            node.unmount("v", "c1");
-            node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": "v" }));
-            node.assert_nothing_left();
-        }
-    }
-}
-
-#[test]
 fn a_helper_that_is_killed_in_the_middle_of_a_format_leaves_no_mount_and_no_device() {
     let node = Node::started();
     for round in 0..12 {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::cli::StartArgs;
 use crate::config::{Config, DriverConfig, LocalConfig, Places};
-use crate::crash::CrashAt;
+use crate::crash::CrashPoints;
 use crate::endpoints::{Endpoints, inherited, lock};
 use crate::instance::Instance;
 use crate::logging::Log;
@@ -108,7 +108,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         host,
         clock: system.clone(),
         random: system,
-        watcher: Arc::new(CrashAt::from_env()),
+        watcher: Arc::new(CrashPoints),
     })
     .await?;
 
@@ -135,9 +135,9 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let settling = {
         let engine = engine.clone();
         tokio::spawn(async move {
-            engine.settle().await;
+            settle(&engine).await;
             if late && orphans.await.is_ok() {
-                engine.settle().await;
+                settle(&engine).await;
             }
         })
     };
@@ -179,6 +179,13 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     };
     let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
     told
+}
+
+/// Makes platforms and ledger agree, however often it takes.
+async fn settle(engine: &Engine) {
+    while !engine.settle().await {
+        tokio::time::sleep(SWEEP).await;
+    }
 }
 
 /// Waits for what helpers of dead daemons are in the middle of: it changes what a start has to look at.
@@ -229,7 +236,9 @@ async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BT
     let opening = config.drivers.iter().map(async |(name, driver)| match driver {
         DriverConfig::Local(local) => {
             let driver = Local::new(name.clone(), local.pool.clone(), limits(local), host.clone());
-            match tokio::time::timeout(OPEN, driver.open()).await {
+            // Once more: somebody may have killed the helper that was at it.
+            let opening = async { if driver.open().await.is_ok() { Ok(()) } else { driver.open().await } };
+            match tokio::time::timeout(OPEN, opening).await {
                 Ok(Err(e)) => Err((name.clone(), e)),
                 Ok(Ok(())) => Ok(Arc::new(driver) as Arc<dyn Driver>),
                 Err(_) => {

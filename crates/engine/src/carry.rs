@@ -32,11 +32,16 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
         match step {
             Step::Done(outcome) => {
                 work.settle(&facts, outcome == Outcome::StillHeld)?;
+                lock(&engine.0.owed).retain(|owing, goal| owing != volume || *goal != job.goal);
                 tracing::info!(?outcome, "done");
                 return Ok(outcome);
             }
             Step::Refuse(error) => {
                 work.settle(&facts, false)?;
+                if facts.provision_tried && facts.undo_failed {
+                    // Half made or half removed, and nobody is told of it as that.
+                    lock(&engine.0.owed).insert(volume.clone(), Goal::Recover);
+                }
                 tracing::warn!("refused: {error}");
                 return Err(error);
             }
@@ -88,6 +93,7 @@ impl Work<'_> {
                 if let Goal::Create { spec, endpoint, .. } = &self.job.goal {
                     let created = self.engine.0.settings.clock.now();
                     let new = NewVolume { name: name.clone(), endpoint: endpoint.clone(), spec: spec.clone(), created };
+                    facts.provision_tried = true;
                     self.provision()?.record(&new).await?;
                 } else {
                     self.write_intent(Some(Intent { operation: self.job.operation.clone(), goal: self.job.goal.word().to_owned() }))?;
@@ -151,6 +157,7 @@ impl Work<'_> {
                 facts.released = true;
             }
             Step::Remove => {
+                facts.provision_tried = true;
                 let action = self.provision()?.remove(name).await?;
                 self.remember(None);
                 facts.removed = Some(action);

@@ -110,6 +110,8 @@ pub(crate) struct Inner {
     pub listing: Mutex<BTreeMap<DriverName, Arc<tokio::sync::Mutex<()>>>>,
     /// Counts what jobs have changed: an answer that was asked for before the last change is not remembered.
     pub changes: AtomicU64,
+    /// What has to be done without anybody asking, and could not be: tried again by every sweep.
+    pub owed: Mutex<BTreeMap<VolumeId, Goal>>,
     /// What was learned of single volumes since the list that is being read was begun.
     pub touched: Mutex<BTreeSet<VolumeId>>,
 }
@@ -153,6 +155,14 @@ impl Engine {
     /// Writes what is to be remembered of a lane. Called under its lock, so that the newest state is the one on file.
     pub(crate) fn persist(&self, entry: &Entry) -> Result<()> {
         lock(&self.0.ledger).write(entry)
+    }
+
+    /// Something that a verb does outside of any goal's steps: a crash point before and after it.
+    fn watched<T>(&self, verb: &str, step: &str, act: impl FnOnce() -> T) -> T {
+        self.0.settings.watcher.step(verb, step, false);
+        let outcome = act();
+        self.0.settings.watcher.step(verb, step, true);
+        outcome
     }
 
     /// Makes sure that the volume exists as asked; says what it is, unless somebody was quick to remove it.
@@ -279,7 +289,7 @@ impl Engine {
         if action == UnmountAction::NotHeld {
             return Ok(action);
         }
-        self.persist(&state.entry)?;
+        self.watched("unmount", "give-back", || self.persist(&state.entry))?;
         Ok(if state.entry.holders.is_empty() { UnmountAction::Unmounted } else { UnmountAction::StillHeld })
     }
 
@@ -435,7 +445,7 @@ impl Claim {
     fn record(&self) -> Result<()> {
         let lane = self.engine.lane(&self.volume);
         let state = lock(&lane.state);
-        self.engine.persist(&state.entry)
+        self.engine.watched("mount", "hold", || self.engine.persist(&state.entry))
     }
 
     /// The caller has the answer: from now on it holds the volume.
@@ -449,7 +459,7 @@ impl Claim {
             holder.provisional = holder.provisional.saturating_sub(1);
             holder.count = if self.key.caller.id.is_none() { 1 } else { holder.count + 1 };
         }
-        if let Err(e) = self.engine.persist(&state.entry) {
+        if let Err(e) = self.engine.watched("mount", "confirm", || self.engine.persist(&state.entry)) {
             tracing::error!(volume = %self.volume, "a holder could not be confirmed in the ledger: {e}");
         }
     }

@@ -162,6 +162,8 @@ pub struct Facts {
     pub at: Option<Option<MountedAt>>,
     /// What is mounted has its data in its place, by the kernel's own word: the platform need not be asked for it.
     pub in_place: bool,
+    /// A volume's record, or its removal, was asked of the platform.
+    pub provision_tried: bool,
     pub recorded: bool,
     pub allocated: bool,
     pub probed_new: Option<Probe>,
@@ -209,6 +211,7 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
         return match (f.recorded, &f.removed, f.undo_failed) {
             // Nobody was told of it, so nothing of it may stay.
             (true, None, false) if !f.published => Step::Remove,
+            (false, ..) => after_recovery(f, error),
             _ => Step::Refuse(error),
         };
     }
@@ -235,6 +238,11 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
             Some(other) => Step::Refuse(not_blank(other)),
         },
     }
+}
+
+/// A record or a removal that failed may have been made, or half of it: what it left is finished or undone first.
+fn after_recovery(f: &Facts, error: Error) -> Step {
+    if f.provision_tried && f.recovered.is_none() && !f.undo_failed { Step::Recover } else { Step::Refuse(error) }
 }
 
 fn existing(asked: &PartialSpec, endpoint: &EndpointName, info: &VolumeInfo) -> Step {
@@ -417,7 +425,7 @@ fn unstage(f: &Facts) -> Step {
 
 fn remove(f: &Facts) -> Step {
     if let Some(error) = &f.failure {
-        return Step::Refuse(error.clone());
+        return after_recovery(f, error.clone());
     }
     if let Some(action) = f.removed {
         return Step::Done(Outcome::Removed(action));

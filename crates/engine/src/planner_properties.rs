@@ -55,13 +55,14 @@ mod any {
         let detached = prop_oneof![Just(Detached::Done), Just(Detached::NotThere), Just(Detached::Lingering)];
         let removed = prop_oneof![Just(RemoveAction::Removed), Just(RemoveAction::NotThere)];
         let ledger = (0..3_usize, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        let platform = (of(info()), any::<bool>(), of(probe()), any::<bool>(), any::<bool>(), any::<bool>(), of(removed), of(of("x")));
+        let platform =
+            (of(info()), any::<(bool, bool)>(), of(probe()), any::<bool>(), any::<bool>(), any::<bool>(), of(removed), of(of("x")));
         let node = (of(mounted()), any::<bool>(), of(attached()), of(probe()), any::<bool>(), any::<bool>(), mounted());
         let gone = (of(unmounted()), of(Just(vec![process(1, "init", false)])), of(detached));
         let trouble = (of(Just(step_failed(0))), any::<bool>());
         (ledger, platform, node, gone, trouble).prop_map(|(ledger, platform, node, gone, trouble)| {
             let (holders, staged, cancelled, recorded, committed, released) = ledger;
-            let (volume, allocated, probed_new, formatting, formatted, published, removed, recovered) = platform;
+            let (volume, (provision_tried, allocated), probed_new, formatting, formatted, published, removed, recovered) = platform;
             let (at, in_place, attached, probe, checked, mount_tried, mounted) = node;
             let (unmounted, users, detached) = gone;
             let (failure, undo_failed) = trouble;
@@ -73,6 +74,7 @@ mod any {
                 volume,
                 at,
                 in_place,
+                provision_tried,
                 recorded,
                 allocated,
                 probed_new,

@@ -157,6 +157,7 @@ impl World {
                 return step;
             }
             facts.mount_tried |= step == Step::Mount;
+            facts.provision_tried |= step == Step::Remove || (step == Step::Record && matches!(goal, Goal::Create { .. }));
             let before = facts.clone();
             match self.failing.get(&number) {
                 None => {
@@ -366,7 +367,7 @@ mod create {
     fn a_half_made_volume_that_cannot_be_removed_is_not_built_upon() {
         let mut world = World::with(Some(volume(VolumeState::Creating))).failing(1, Fail::Before);
         assert_eq!(refused(&world.run(&create_goal())), &step_failed(1));
-        assert_eq!(world.words(), ["inspect", "remove", "refuse"]);
+        assert_eq!(world.words(), ["inspect", "remove", "recover", "refuse"]);
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Engine {
             listed: RwLock::default(),
             list_bell: tokio::sync::Notify::new(),
             listing: Mutex::default(),
+            owed: Mutex::default(),
             touched: Mutex::default(),
             changes: AtomicU64::new(0),
         }));
@@ -88,24 +89,27 @@ impl Engine {
     }
 
     /// Asks the platforms what they have, and finishes or undoes what crashes have left there. One that hangs does not
-    /// keep another waiting.
-    pub async fn settle(&self) {
+    /// keep another waiting. False when one of them could not be asked: to be done again.
+    pub async fn settle(&self) -> bool {
         let mut asking = tokio::task::JoinSet::new();
         for driver in self.0.drivers.values() {
             let (engine, driver) = (self.clone(), driver.clone());
             asking.spawn(async move { engine.settle_one(&*driver).await });
         }
-        while asking.join_next().await.is_some() {}
+        asking.join_all().await.into_iter().all(|settled| settled)
     }
 
-    async fn settle_one(&self, driver: &dyn Driver) {
+    async fn settle_one(&self, driver: &dyn Driver) -> bool {
         if let Err(e) = self.refresh(driver.name()).await {
             tracing::error!(driver = %driver.name(), "cannot be listed: {e}");
-            return;
+            return false;
         }
         let attachments = match driver.attachments().await {
             Ok(attachments) => attachments,
-            Err(e) => return tracing::error!(driver = %driver.name(), "cannot say what is attached: {e}"),
+            Err(e) => {
+                tracing::error!(driver = %driver.name(), "cannot say what is attached: {e}");
+                return false;
+            }
         };
         for attachment in attachments {
             let volume = VolumeId { driver: driver.name().clone(), name: attachment.name };
@@ -116,9 +120,10 @@ impl Engine {
             };
             if idle {
                 tracing::warn!(volume = %volume, device = %attachment.number, "attached, and nobody wants it: let go");
-                self.background(&volume, Goal::Unstage);
+                self.owe(volume, Goal::Unstage);
             }
         }
+        true
     }
 
     /// Reads a driver's whole list into memory, and takes up what is half done there.
@@ -150,7 +155,7 @@ impl Engine {
         self.0.list_bell.notify_waiters();
         for volume in half_done {
             // In its lane: a create that runs is not half done, and is over when this one's turn comes.
-            self.background(&volume, Goal::Recover);
+            self.owe(volume, Goal::Recover);
         }
         Ok(())
     }
@@ -160,15 +165,22 @@ impl Engine {
         lock(&self.0.listing).entry(name.clone()).or_default().clone()
     }
 
-    /// Tries again to unmount what nobody holds, and could not be unmounted when the last holder went.
+    /// Has something done, now, and again with every sweep until it is.
+    pub(crate) fn owe(&self, volume: VolumeId, goal: Goal) {
+        lock(&self.0.owed).insert(volume.clone(), goal.clone());
+        self.background(&volume, goal);
+    }
+
+    /// Tries again what could not be done: to unmount what nobody holds, to finish or undo what was left half done.
     pub fn sweep(&self) {
-        let left: Vec<VolumeId> = crate::view::read(&self.0.lanes)
+        let left_over: Vec<VolumeId> = crate::view::read(&self.0.lanes)
             .iter()
             .filter(|(_, lane)| lock(&lane.state).is_left_over())
             .map(|(volume, _)| volume.clone())
             .collect();
-        for volume in left {
-            self.background(&volume, Goal::Unstage);
+        let owed = lock(&self.0.owed).clone();
+        for (volume, goal) in left_over.into_iter().map(|volume| (volume, Goal::Unstage)).chain(owed) {
+            self.background(&volume, goal);
         }
         // Lanes of names that were only asked about.
         crate::view::write(&self.0.lanes).retain(|_, lane| {

@@ -97,13 +97,30 @@ mod a_daemon_that_starts_again {
     }
 
     #[tokio::test]
+    async fn lets_go_of_what_is_attached_and_wanted_by_nobody_by_a_sweep_when_it_failed_at_first() {
+        let machine = Machine::new();
+        machine.with_pg().await;
+        attach_by_hand(&machine).await;
+        machine.fake.plan("detach", dunnage_host::fake::Fault::Error(injected()));
+        let engine = machine.start().await;
+        assert_eq!(machine.attached(), 1);
+        engine.sweep();
+        rest(&engine).await;
+        machine.assert_clean("after a sweep");
+    }
+
+    #[tokio::test]
     async fn lets_go_of_what_is_attached_and_wanted_by_nobody() {
         let machine = Machine::new();
         machine.with_pg().await;
-        let request = LoopRequest { folder: machine.pool(), relative: Path::new("pg").join("image") };
-        machine.fake.attach(&request).await.expect("attached by hand");
+        attach_by_hand(&machine).await;
         machine.start().await;
         machine.assert_clean("after the start");
+    }
+
+    async fn attach_by_hand(machine: &Machine) {
+        let request = LoopRequest { folder: machine.pool(), relative: Path::new("pg").join("image") };
+        machine.fake.attach(&request).await.expect("attached by hand");
     }
 
     #[tokio::test]

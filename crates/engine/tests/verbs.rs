@@ -60,8 +60,8 @@ mod the_main_road {
         machine.with_pg().await;
         let (engine, recorder) = machine.start_recorded().await;
         hold(&engine, "pg", &docker("a")).await;
-        let steps = ["look", "inspect", "record", "attach", "mount", "commit", "done"];
-        assert_eq!(recorder.steps(), steps.map(|step| format!("stage/{step}")));
+        let steps = ["look", "inspect", "record", "attach", "mount", "commit", "done"].map(|step| format!("stage/{step}"));
+        assert_eq!(recorder.steps(), [&steps[..], &["mount/hold".to_owned(), "mount/confirm".to_owned()]].concat());
     }
 
     #[tokio::test]

@@ -24,6 +24,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
+use crate::crash;
 use crate::orphans::Brood;
 
 /// The name that our binary is called by when it is to be a helper.
@@ -92,7 +93,12 @@ impl Registry {
         let name_end = frame.iter().position(|b| *b == 0).unwrap_or(frame.len());
         let name = frame.get(..name_end).and_then(|n| std::str::from_utf8(n).ok()).unwrap_or_default();
         match self.tasks.get(name) {
-            Some(run) => run(frame.get(name_end + 1..).unwrap_or_default()),
+            Some(run) => {
+                crash::pass(format_args!("helper/{name}/before"));
+                let reply = run(frame.get(name_end + 1..).unwrap_or_default());
+                crash::pass(format_args!("helper/{name}/after"));
+                reply
+            }
             None => Reply::Failed(Error::internal(format!("helper has no task {name:?}"))),
         }
     }
@@ -217,9 +223,11 @@ impl Helpers {
         let failed = |what: &str, e: &std::io::Error| Error::os(format_args!("cannot start a helper process: {what}"), e);
         let (ours, theirs) = StdUnixStream::pair().map_err(|e| failed("socketpair", &e))?;
         ours.set_nonblocking(true).map_err(|e| failed("socket", &e))?;
+        let crash = crash::folder().map(|folder| (crash::VARIABLE, folder));
         let child = Command::new(&self.binary)
             .arg0(HELPER_NAME)
             .env_clear()
+            .envs(crash)
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             // Nothing is written there: it is held.

@@ -4,6 +4,7 @@
 //! that can be given up. [`fake`] remembers what was asked and fails where a plan says so; it is passed in, never
 //! chosen from inside.
 
+pub mod crash;
 pub mod fake;
 pub mod helpers;
 pub mod linux;

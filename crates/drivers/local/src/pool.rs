@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use dunnage_driver::{Capacity, Listing, NewVolume};
+use dunnage_host::crash;
 use dunnage_host::helpers::Task;
 use dunnage_host::linux::{lock_folder, probe_file, space_at};
 use dunnage_host::{Probe, Space};
@@ -191,6 +192,7 @@ impl Task for Record {
             }
             Err(e) => return Err(os(what)(e)),
         }
+        crash::pass(format_args!("helper/local.record/folder"));
         let NewVolume { name, endpoint, spec, created } = self.new;
         VolumeRecord::new(name, endpoint, created, spec).write(&folder)?;
         sync_folder(&self.pool).map_err(os(&what))?;
@@ -261,6 +263,7 @@ impl Task for Allocate {
         let what = format!("cannot make {}", path.display());
         // Never an existing file: this one is new, and so it is blank.
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(os(&what))?;
+        crash::pass(format_args!("helper/local.allocate/file"));
         match file.set_len(record.spec.size.0) {
             Err(e) if e.kind() == ErrorKind::FileTooLarge => {
                 let detail = format!("the pool's filesystem has no files of {}", record.spec.size);
@@ -322,6 +325,7 @@ impl Task for Publish {
         }
         file.sync_all().map_err(os(&what))?;
         std::fs::rename(&unfinished, &image).map_err(os(&what))?;
+        crash::pass(format_args!("helper/local.publish/renamed"));
         sync_folder(&folder).map_err(os(&what))?;
         record.storage = Phase::Formatted { fs_uuid };
         record.write(&folder)?;
@@ -367,6 +371,7 @@ fn remove(pool: &Path, name: &VolumeName, record: &VolumeRecord) -> Result<Remov
     if !record.removing {
         VolumeRecord::mark_removing(&folder).map_err(os(&what))?;
     }
+    crash::pass(format_args!("helper/local.remove/marked"));
     for file in [UNFINISHED, IMAGE] {
         match std::fs::remove_file(folder.join(file)) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
@@ -375,7 +380,9 @@ fn remove(pool: &Path, name: &VolumeName, record: &VolumeRecord) -> Result<Remov
     }
     // The record goes after the data: as long as it is there, the removal can be finished.
     sync_folder(&folder).map_err(os(&what))?;
+    crash::pass(format_args!("helper/local.remove/no-image"));
     VolumeRecord::erase(&folder).map_err(os(&what))?;
+    crash::pass(format_args!("helper/local.remove/no-record"));
     match std::fs::remove_dir(&folder) {
         // Something that is not ours lies in it: the volume is gone, the rest is its owner's.
         Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => return Err(os(what)(e)),
@@ -398,7 +405,10 @@ impl Task for Recover {
 
     fn run(self) -> Result<Option<String>> {
         let folder = self.pool.join(self.name.as_str());
-        let Some((_alone, mut record)) = alone(&folder)? else { return Ok(None) };
+        let Some((_alone, mut record)) = alone(&folder)? else {
+            let undone = VolumeRecord::erase_unwritten(&folder).map_err(os(format_args!("cannot remove {}", folder.display())))?;
+            return Ok(undone.then(|| "removed its folder, which had no record".to_owned()));
+        };
         if record.removing {
             remove(&self.pool, &self.name, &record)?;
             return Ok(Some("finished its removal".to_owned()));

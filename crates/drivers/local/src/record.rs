@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
+use dunnage_host::crash;
 use dunnage_model::{EndpointName, Error, Kind, Result, VolumeName, VolumeSpec};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,16 @@ pub enum Phase {
         /// The filesystem's UUID.
         fs_uuid: Uuid,
     },
+}
+
+impl Phase {
+    fn word(self) -> &'static str {
+        match self {
+            Phase::Never => "never",
+            Phase::Formatting { .. } => "formatting",
+            Phase::Formatted { .. } => "formatted",
+        }
+    }
 }
 
 /// The record.
@@ -127,7 +138,9 @@ impl VolumeRecord {
             file.write_all(&serde_json::to_vec_pretty(self).map_err(std::io::Error::other)?)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
+            crash::pass(format_args!("helper/record/{}/written", self.storage.word()));
             std::fs::rename(folder.join(TEMPORARY), folder.join(FILE))?;
+            crash::pass(format_args!("helper/record/{}/renamed", self.storage.word()));
             sync_folder(folder)
         };
         write().map_err(|e| Error::os(what, &e))
@@ -137,6 +150,22 @@ impl VolumeRecord {
     pub fn mark_removing(folder: &Path) -> std::io::Result<()> {
         std::fs::rename(folder.join(FILE), folder.join(REMOVING))?;
         sync_folder(folder)
+    }
+
+    /// Removes a folder in which there is nothing but what writing a first record can have left; says whether it was one.
+    pub fn erase_unwritten(folder: &Path) -> std::io::Result<bool> {
+        let entries = match std::fs::read_dir(folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            entries => entries?,
+        };
+        for entry in entries {
+            if entry?.file_name() != TEMPORARY {
+                return Ok(false);
+            }
+        }
+        Self::erase(folder)?;
+        std::fs::remove_dir(folder)?;
+        Ok(true)
     }
 
     /// Removes the record, and what writing it can have left.

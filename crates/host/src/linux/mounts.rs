@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::{device_number, failed, refused, set_block_size, writable_clone};
 use super::tools::probe_file;
+use crate::crash;
 use crate::helpers::Task;
 use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
 
@@ -154,6 +155,7 @@ impl Task for Mount {
             other => return Ok(Tried::Found(other)),
         }
         let mountpoint = make_mountpoint(target).map_err(failed(&what))?;
+        crash::pass(format_args!("helper/mount.mount/mountpoint"));
 
         let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC).map_err(refused(&what))?;
         let configure = || -> rustix::io::Result<OwnedFd> {
@@ -186,6 +188,7 @@ impl Task for Mount {
                 });
             }
         };
+        crash::pass(format_args!("helper/mount.mount/nowhere"));
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mounted.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
         let mounted = at(target)?;
@@ -306,6 +309,7 @@ impl Task for Unmount {
             Err(Errno::BUSY) => return Ok(Unmounted::Busy),
             Err(e) => return Err(refused(&what)(e)),
         }
+        crash::pass(format_args!("helper/mount.unmount/unmounted"));
         remove_mountpoint(target);
         // That umount(2) returned is not the superblock being gone: the detach that follows proves it.
         Ok(Unmounted::Done)

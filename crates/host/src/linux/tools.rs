@@ -19,6 +19,7 @@ use tokio::process::Command;
 use super::loops::configure_passing;
 use super::mounts::mount_nowhere;
 use super::sys::{failed, refused};
+use crate::crash;
 use crate::helpers::{Runner, Task, run};
 use crate::{Checked, FormatRequest, Probe, signature};
 
@@ -155,6 +156,7 @@ impl Task for Dress {
             Errno::NODEV => Error::unavailable(format!("{what}: this kernel has no {fs}"), "use another filesystem, or another kernel"),
             e => refused(&what)(e),
         })?;
+        crash::pass(format_args!("helper/fs.dress/mounted"));
         let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
             .map_err(refused(&what))?;
         if *fs == FsKind::Ext4 {
@@ -219,6 +221,10 @@ async fn tool(program: &Path, args: &[String], deadline: Duration) -> Result<Out
         });
     }
     let mut child = command.spawn().map_err(|e| failure("start", &e))?;
+    if crash::is_asked(format_args!("tool/{name}/running")) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        child.start_kill().map_err(|e| failure("kill", &e))?;
+    }
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let work = async {
         let (out, err) = tokio::join!(capped(stdout), capped(stderr));

@@ -112,8 +112,9 @@ fn quiet_node() -> Node {
 
 /// Stops a quiet node, of which nothing may be left.
 fn end(mut node: Node) {
-    node.finish();
+    node.stop();
     rustix::mount::unmount(node.run_dir(), UnmountFlags::DETACH).expect("unmount");
+    node.assert_nothing_left();
 }
 
 /// From the start of the process to READY=1 at the service manager's socket, with a pool that is there.
