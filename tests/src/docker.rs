@@ -236,6 +236,11 @@ impl Docker {
         UnixStream::connect(&socket).is_ok() && http::raw(&socket, ping).status == 200
     }
 
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("d.sock")
+    }
+
     /// Where it listens, as `DOCKER_HOST` has it.
     pub fn host(&self) -> String {
         format!("unix://{}", self.path("d.sock"))

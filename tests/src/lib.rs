@@ -227,6 +227,14 @@ impl Node {
         std::fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
 
+    /// Waits until witnesses have said a few times more who lives: whoever is to be let go of has been.
+    #[track_caller]
+    pub fn wait_for_witnesses(&self) {
+        let said = || self.log().matches("said who lives").count();
+        let before = said();
+        eventually("the witnesses say who lives", BOUND, || said() > before + 3);
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         let mut child = self.child.take().expect("it runs");

@@ -88,6 +88,9 @@ pub enum Command {
     /// Look at the drivers and how full they are
     #[command(subcommand)]
     Driver(DriverCommand),
+    /// Look at who holds volumes, and let go for those who will not do so themselves
+    #[command(subcommand)]
+    Holder(HolderCommand),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -228,6 +231,27 @@ pub enum DriverCommand {
 }
 
 #[derive(Subcommand)]
+pub enum HolderCommand {
+    /// List the holders of all volumes on this node, and whose container is gone
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those whose container is gone
+        #[arg(long)]
+        gone: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Let go of a volume for a holder that will not do so itself; refused while a process has it mounted
+    Release {
+        #[command(flatten)]
+        which: WhichArgs,
+        /// The beginning of the holder's ID, where there is more than one
+        #[arg(long, value_name = "ID")]
+        id: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
 pub enum ConfigCommand {
     /// Print the configuration that is in force
     Show,
@@ -283,6 +307,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Demo => demo::run()?,
         Command::Volume(command) => client::volume(&places, command)?,
         Command::Driver(DriverCommand::Ls { quiet, output }) => client::drivers(&places, quiet, output)?,
+        Command::Holder(command) => client::holder(&places, command)?,
         Command::Config(ConfigCommand::Show) => print!("{}", Config::load(&places)?.to_yaml()),
         Command::Config(ConfigCommand::Check) => print!("{}", config::check_report(&Config::load(&places)?)),
         Command::Install(args) => install::install(&args)?,

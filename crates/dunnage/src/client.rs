@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use dunnage_engine::VolumeView;
+use dunnage_engine::{Missing, VolumeView};
 use dunnage_frontend_admin::AdminClient;
-use dunnage_frontend_admin::wire::{CreateBody, Created, Drivers, Inspected, Mounted, Removed, Unmounted, Volumes};
-use dunnage_model::{Error, Result};
+use dunnage_frontend_admin::wire::{CreateBody, Created, Drivers, Held, Inspected, Mounted, ReleaseBody, Removed, Unmounted, Volumes};
+use dunnage_model::{Error, Holder, Result, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::{OutputArgs, VolumeCommand, WhichArgs};
+use crate::cli::{HolderCommand, OutputArgs, VolumeCommand, WhichArgs};
 use crate::config::Places;
 use crate::output;
 
@@ -127,7 +127,10 @@ fn describe(inspected: &Inspected) -> String {
     if volume.holders.is_empty() {
         rows.push(("holders", "nobody".to_owned()));
     }
-    rows.extend(volume.holders.iter().map(|holder| ("holder", holder.to_string())));
+    rows.extend(volume.holders.iter().map(|holder| {
+        let gone = gone(&volume.missing, holder).map(|gone| format!(" (its container is gone {gone})"));
+        ("holder", format!("{holder}{}", gone.unwrap_or_default()))
+    }));
     rows.extend(spec.labels.iter().map(|(key, value)| ("label", format!("{key}={value}"))));
     rows.extend(
         volume
@@ -137,6 +140,47 @@ fn describe(inspected: &Inspected) -> String {
     );
     rows.extend(notes.iter().map(|note| ("note", note.clone())));
     output::pairs(&rows)
+}
+
+fn gone(missing: &[Missing], holder: &Holder) -> Option<String> {
+    let missing = missing.iter().find(|missing| missing.holder == holder.key)?;
+    let kept = missing.kept.as_ref().map(|why| format!("; kept: {why}")).unwrap_or_default();
+    Some(format!("since {:.0}, says {}{kept}", missing.since, missing.witness))
+}
+
+/// `dunnage holder …`
+pub fn holder(places: &Places, command: HolderCommand) -> Result<()> {
+    match command {
+        HolderCommand::Ls { gone: only_gone, output } => {
+            let mut held: Held = ask(places, USUAL, "GET", "/v1/holders", &NOTHING)?;
+            if only_gone {
+                for held in &mut held {
+                    held.holders.retain(|holder| held.missing.iter().any(|missing| missing.holder == holder.key));
+                }
+                held.retain(|held| !held.holders.is_empty());
+            }
+            output::print(&held, output.output, |held| {
+                let row = |volume: &VolumeId, holder: &Holder, missing: &[Missing]| {
+                    vec![
+                        volume.name.to_string(),
+                        volume.driver.to_string(),
+                        holder.key.to_string(),
+                        holder.total().to_string(),
+                        format!("{:.0}", holder.since),
+                        gone(missing, holder).unwrap_or_else(|| "-".to_owned()),
+                    ]
+                };
+                let rows = held.iter().flat_map(|held| held.holders.iter().map(move |holder| row(&held.volume, holder, &held.missing)));
+                output::table(&["VOLUME", "DRIVER", "HOLDER", "COUNT", "SINCE", "CONTAINER GONE"], rows)
+            })
+        }
+        HolderCommand::Release { which, id } => {
+            let body = ReleaseBody { id };
+            let released: Holder = ask(places, which.patience()?, "POST", &uri(&which, "/release")?, &body)?;
+            eprintln!("{}: let go of for {released}", which.name);
+            Ok(())
+        }
+    }
 }
 
 /// `dunnage driver ls`

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Result};
 
@@ -67,6 +68,8 @@ pub struct Config {
     pub admin: Admin,
     /// What holds for all volumes.
     pub volumes: Volumes,
+    /// What happens to holders whose container is gone.
+    pub holders: Holders,
     /// The drivers by name.
     pub drivers: BTreeMap<DriverName, DriverConfig>,
     /// The endpoints of the Docker volume plugin API, in the file's order.
@@ -102,6 +105,62 @@ pub struct Volumes {
     pub private_namespace: bool,
     /// What a new volume gets where neither the call nor the endpoint says anything; size and filesystem are always set.
     pub defaults: PartialSpec,
+}
+
+/// Holders whose container is gone: who is asked, and what happens then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holders {
+    /// What happens to them.
+    pub reconcile: Reconcile,
+    /// For how long they must have been gone before anything does.
+    pub grace: Duration,
+    /// Sockets of Docker Engines.
+    pub docker: Vec<PathBuf>,
+    /// Sockets of Podmans that serve Docker's API.
+    pub podman: Vec<PathBuf>,
+    /// Checkpoint folders of Mesos agents.
+    pub mesos: Vec<PathBuf>,
+}
+
+impl Default for Holders {
+    fn default() -> Self {
+        Holders {
+            reconcile: Reconcile::default(),
+            grace: Duration::from_secs(600),
+            docker: vec!["/var/run/docker.sock".into()],
+            podman: vec!["/run/podman/podman.sock".into()],
+            mesos: Vec::new(),
+        }
+    }
+}
+
+impl Holders {
+    /// Who is asked, by key.
+    fn asked(&self) -> [(&'static str, &Vec<PathBuf>); 3] {
+        [("docker", &self.docker), ("podman", &self.podman), ("mesos", &self.mesos)]
+    }
+}
+
+/// What happens to holders whose container is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reconcile {
+    /// Nobody is asked.
+    Off,
+    /// They are shown.
+    #[default]
+    Report,
+    /// They are let go of.
+    Act,
+}
+
+impl Reconcile {
+    const WORDS: &'static [(&'static str, Reconcile)] = &[("off", Reconcile::Off), ("report", Reconcile::Report), ("act", Reconcile::Act)];
+}
+
+impl fmt::Display for Reconcile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word_of(*self, Self::WORDS))
+    }
 }
 
 /// Whether a volume that another node has attached is taken from it.
@@ -215,6 +274,7 @@ impl Config {
                 private_namespace: false,
                 defaults: PartialSpec { size: Some(Bytes::gib(16)), fs: Some(FsKind::Ext4), ..PartialSpec::default() },
             },
+            holders: Holders::default(),
             drivers: BTreeMap::new(),
             docker: Vec::new(),
             not_served: Vec::new(),

@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use dunnage_driver::Driver;
 use dunnage_driver_local::{Limits, Local};
-use dunnage_engine::{Boot, Call, Engine, Settings, System};
+use dunnage_engine::{Boot, Call, Engine, Settings, System, Witness};
 use dunnage_frontend_admin::Admin;
 use dunnage_frontend_admin::wire::{SOCKET, Status};
 use dunnage_frontend_unix::{SocketMode, bind, serve};
 use dunnage_host::Host;
-use dunnage_host::helpers::Helpers;
+use dunnage_host::helpers::{Helpers, Runner};
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::{Brood, Orphans};
 use dunnage_model::{DriverName, Error, Kind, NodeId, Result};
+use dunnage_witnesses::{ContainerEngine, MesosAgent};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::StartArgs;
-use crate::config::{Config, DriverConfig, LocalConfig, Places};
+use crate::config::{Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
 use crate::crash::CrashPoints;
 use crate::endpoints::{Endpoints, inherited, lock};
 use crate::instance::Instance;
@@ -33,6 +34,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 const OPEN: Duration = Duration::from_secs(2);
 /// How often what could not be unmounted is tried again.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often it is asked whose container is gone, at least.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// Runs in the foreground until it is told to stop.
 pub fn run(places: &Places, args: &StartArgs) -> Result<()> {
@@ -141,6 +144,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
             }
         })
     };
+    let looking = tokio::spawn(look_for_missing(engine.clone(), config.holders.clone(), helpers.clone()));
     let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
     let mut heartbeat = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
     let mut sweep = tokio::time::interval(SWEEP);
@@ -161,6 +165,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     notify(&[NotifyState::Stopping]);
     tracing::info!(mounted = engine.active().len(), "stopping; what is mounted stays mounted");
     settling.abort();
+    looking.abort();
     endpoints.stop();
     stop.send_replace(true);
     let call = Call { operation: engine.operation(), patience: DRAIN };
@@ -185,6 +190,25 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
 async fn settle(engine: &Engine) {
     while !engine.settle().await {
         tokio::time::sleep(SWEEP).await;
+    }
+}
+
+/// Asks who knows it which holders' containers are gone, for as long as the daemon runs.
+async fn look_for_missing(engine: Engine, holders: Holders, runner: Arc<Helpers>) {
+    let Holders { reconcile, grace, docker, podman, mesos } = holders;
+    if reconcile == Reconcile::Off {
+        return;
+    }
+    let runner = || -> Arc<dyn Runner> { runner.clone() };
+    let docker = docker.into_iter().map(|socket| Arc::new(ContainerEngine::docker(socket, runner())) as Arc<dyn Witness>);
+    let podman = podman.into_iter().map(|socket| Arc::new(ContainerEngine::podman(socket, runner())) as Arc<dyn Witness>);
+    let mesos = mesos.into_iter().map(|folder| Arc::new(MesosAgent::new(folder, runner())) as Arc<dyn Witness>);
+    let witnesses: Vec<_> = docker.chain(podman).chain(mesos).collect();
+    let mut every = tokio::time::interval((grace / 4).clamp(Duration::from_secs(1), LOOK));
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        engine.look_for_missing(&witnesses, grace, reconcile == Reconcile::Act).await;
     }
 }
 
@@ -299,6 +323,7 @@ fn reload(places: &Places, running: &Config, endpoints: &mut Endpoints, log: &Lo
     let waits = [
         ("admin", new.admin != running.admin),
         ("drivers", new.drivers != running.drivers),
+        ("holders", new.holders != running.holders),
         ("volumes.path", new.volumes.path != running.volumes.path),
         ("volumes.private_namespace", new.volumes.private_namespace != running.volumes.private_namespace),
     ];

@@ -20,7 +20,7 @@ use dunnage_host::helpers::{HELPER_NAME, Registry, helper_main};
 
 /// What helper processes can do.
 fn registry() -> Registry {
-    dunnage_driver_local::tasks(dunnage_host::linux::tasks(Registry::default()))
+    dunnage_witnesses::tasks(dunnage_driver_local::tasks(dunnage_host::linux::tasks(Registry::default())))
 }
 
 fn main() -> ExitCode {

@@ -112,6 +112,8 @@ pub(crate) struct Inner {
     pub changes: AtomicU64,
     /// What has to be done without anybody asking, and could not be: tried again by every sweep.
     pub owed: Mutex<BTreeMap<VolumeId, Goal>>,
+    /// Holders whose container is gone.
+    pub missed: Mutex<BTreeMap<(VolumeId, HolderKey), crate::witness::Missed>>,
     /// What was learned of single volumes since the list that is being read was begun.
     pub touched: Mutex<BTreeSet<VolumeId>>,
 }

@@ -11,7 +11,9 @@ pub mod ledger;
 pub mod planner;
 mod reconcile;
 mod view;
+mod witness;
 
 pub use engine::{Call, Claim, CreateRequest, Engine, Mounted, Settings, Unmounted};
 pub use env::{Boot, Clock, Random, System, Watcher};
 pub use view::{DriverView, Inspection, JobView, VolumeView};
+pub use witness::{Held, Missing, Use, Witness};

@@ -78,6 +78,7 @@ impl Engine {
             list_bell: tokio::sync::Notify::new(),
             listing: Mutex::default(),
             owed: Mutex::default(),
+            missed: Mutex::default(),
             touched: Mutex::default(),
             changes: AtomicU64::new(0),
         }));

@@ -51,6 +51,9 @@ pub struct VolumeView {
     pub mountpoint: Option<String>,
     /// Who holds it.
     pub holders: Vec<Holder>,
+    /// The holders whose container is gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<crate::witness::Missing>,
     /// What is being done to it.
     pub jobs: Vec<JobView>,
 }
@@ -110,7 +113,8 @@ impl Engine {
     fn view(&self, info: Arc<VolumeInfo>, seen: Timestamp) -> VolumeView {
         let now = self.0.settings.clock.now();
         let age = u64::try_from(now.as_second() - seen.as_second()).unwrap_or(0);
-        let mut view = VolumeView { info, age, mountpoint: None, holders: Vec::new(), jobs: Vec::new() };
+        let missing = self.missing(&info.id);
+        let mut view = VolumeView { info, age, mountpoint: None, holders: Vec::new(), missing, jobs: Vec::new() };
         // A look must not make a lane.
         let lane = read(&self.0.lanes).get(&view.info.id).cloned();
         if let Some(lane) = lane {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use dunnage_model::{DriverName, EndpointName, HintPolicy, PartialSpec, Result};
 
@@ -10,7 +11,7 @@ use super::flaws::{At, Flaws, below, did_you_mean, quoted};
 use super::options::{Giver, Notes, read_options};
 use super::share::Share;
 use super::tree::{self, Node};
-use super::{Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, LocalConfig, Places, Preempt, show};
+use super::{Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LocalConfig, Places, Preempt, Reconcile, show};
 
 /// Every driver type of the field that is known by name; all but `local` are not in this build.
 const KINDS: &[&str] = &["local", "ceph", "cephfs", "ebs", "virtualbox", "csi"];
@@ -67,6 +68,9 @@ impl Builder<'_> {
         if let Some(section) = volumes.and_then(|field| field.section(self.flaws)) {
             self.volumes(section);
         }
+        if let Some(section) = root.get_group("holders").and_then(|field| field.section(self.flaws)) {
+            self.holders(section);
+        }
         match root.get_group("endpoints") {
             Some(field) => self.endpoints(&field),
             None => self.builtin_endpoint(),
@@ -115,6 +119,22 @@ impl Builder<'_> {
             let notes = Notes { not_served: &mut self.config.not_served, as_written: &mut self.config.as_written };
             let below = self.config.volumes.defaults.clone();
             self.config.volumes.defaults = read_options(&field, &giver, self.config.volumes.hints, &below, notes, self.flaws).over(&below);
+        }
+        section.end(self.flaws);
+    }
+
+    fn holders(&mut self, mut section: Section<'_>) {
+        if let Some(reconcile) = section.get("reconcile").and_then(|field| field.word(Reconcile::WORDS, self.flaws)) {
+            self.config.holders.reconcile = reconcile;
+        }
+        if let Some(grace) = section.get("grace").and_then(|field| field.duration(Duration::from_secs(1), self.flaws)) {
+            self.config.holders.grace = grace;
+        }
+        let Holders { docker, podman, mesos, .. } = &mut self.config.holders;
+        for (key, paths) in [("docker", docker), ("podman", podman), ("mesos", mesos)] {
+            if let Some(items) = section.get_group(key).and_then(|field| field.items(self.flaws)) {
+                *paths = items.iter().filter_map(|item| item.file_path(self.places, self.flaws)).collect();
+            }
         }
         section.end(self.flaws);
     }

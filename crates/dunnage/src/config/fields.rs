@@ -6,6 +6,7 @@
 
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use dunnage_model::Error;
 
@@ -172,6 +173,18 @@ impl<'t> Field<'t> {
                 None
             }
         }
+    }
+
+    /// A time of at least `least`: `90s`, `10m`, `1h 30m`.
+    pub fn duration(&self, least: Duration, flaws: &mut Flaws) -> Option<Duration> {
+        let text = self.text(flaws)?;
+        let read = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+        if read.is_some_and(|duration| duration >= least) {
+            return read;
+        }
+        let what = format!("{} is {}, and must be a time of at least {} s", self.path, quoted(text), least.as_secs());
+        self.flaw(flaws, what, "write it with its unit, such as 90s, 10m or 1h");
+        None
     }
 
     /// A share between two bounds, both included.

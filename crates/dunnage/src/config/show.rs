@@ -26,6 +26,13 @@ impl Config {
         lines.push(format!("  hints: {}  # refuse | warn", word_of(volumes.hints, HINT_WORDS)));
         lines.push(format!("  private_namespace: {}", volumes.private_namespace));
         lines.push(format!("  defaults: {}", self.options("volumes.defaults", &volumes.defaults)));
+        let holders = &self.holders;
+        lines.push(format!("holders:\n  reconcile: {}  # off | report | act", holders.reconcile));
+        lines.push(format!("  grace: {}s", holders.grace.as_secs()));
+        for (key, paths) in holders.asked() {
+            let paths: Vec<String> = paths.iter().map(|path| scalar(&path.to_string_lossy())).collect();
+            lines.push(format!("  {key}: [{}]", paths.join(", ")));
+        }
         lines.push(if self.drivers.is_empty() { "drivers: {}" } else { "drivers:" }.to_owned());
         for (name, driver) in &self.drivers {
             let name = scalar(name.as_str());
@@ -83,6 +90,12 @@ pub fn check_report(config: &Config) -> String {
     line(format!("  preempt {}, create {}, hints {}", volumes.preempt, volumes.create, word_of(volumes.hints, HINT_WORDS)));
     if volumes.private_namespace {
         line("  mounts may stay in a private mount namespace".to_owned());
+    }
+    let holders = &config.holders;
+    line(format!("holders whose container is gone: {}, after {} s", holders.reconcile, holders.grace.as_secs()));
+    for (key, paths) in holders.asked().into_iter().filter(|(_, paths)| !paths.is_empty()) {
+        let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+        line(format!("  {key}: {}", paths.join(", ")));
     }
     line(if config.drivers.is_empty() { "drivers: none".to_owned() } else { "drivers:".to_owned() });
     for (name, driver) in &config.drivers {

@@ -45,6 +45,7 @@ volumes:
     labels: { team: "söme # words", "a: b": '"x\y"', empty: "" }
     iops: 150
     overwriteFs: true
+holders: { reconcile: act, grace: 1h 30m, docker: [ /run/d.sock ], podman: [], mesos: [ "/var/run/mesos x" ] }
 drivers:
   fast: { type: local, pool: /srv/fast, reserve: 12.5%, warn: 99%, overcommit: 200% }
   slow: { type: local }

@@ -12,11 +12,12 @@ use axum::routing::{get, post};
 use dunnage_engine::{Call, CreateRequest, Engine};
 use dunnage_frontend_unix::{Connection, read_json, status};
 use dunnage_model::{
-    Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, HolderKey, PartialSpec, Result, VolumeId, VolumeName, parse_options,
+    Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey, PartialSpec, Result, VolumeId, VolumeName,
+    parse_options,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{CreateBody, Created, Mounted, PATIENCE, Released, Removed, Status, Unmounted, Volumes};
+use crate::wire::{CreateBody, Created, Mounted, PATIENCE, ReleaseBody, Released, Removed, Status, Unmounted, Volumes};
 
 /// How long a caller waits that does not say.
 const USUAL: Duration = Duration::from_secs(110);
@@ -62,6 +63,8 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/volumes/{name}", get(inspect).delete(remove))
         .route("/v1/volumes/{name}/mount", post(mount))
         .route("/v1/volumes/{name}/unmount", post(unmount))
+        .route("/v1/volumes/{name}/release", post(release_holder))
+        .route("/v1/holders", get(|State(admin): Shared| async move { reply(Ok(admin.engine.held())) }))
         .route("/v1/drivers", get(|State(admin): Shared| async move { reply(Ok(admin.engine.drivers().await)) }))
         .route("/v1/release", post(release))
         .fallback(|request: Request<Body>| async move {
@@ -136,6 +139,25 @@ impl Admin {
             let asked = body.endpoint.as_ref().or(body.driver.as_ref()).cloned().unwrap_or_default();
             Error::not_found(format!("no endpoint fits {asked:?}"), format!("there are: {}", known.join(", ")))
         })
+    }
+
+    /// The holder whose ID begins so; without an ID, the only one.
+    fn one_holder(&self, volume: &VolumeId, id: Option<&str>) -> Result<Holder> {
+        let held = self.engine.held().into_iter().find(|held| held.volume == *volume).map(|held| held.holders).unwrap_or_default();
+        let fits = |holder: &&Holder| id.is_none_or(|id| holder.key.caller.id.as_ref().is_some_and(|its| its.starts_with(id)));
+        let mut fitting: Vec<&Holder> = held.iter().filter(fits).collect();
+        match (fitting.pop(), fitting.is_empty()) {
+            (Some(holder), true) => Ok(holder.clone()),
+            (Some(_), false) => {
+                let all: Vec<String> = held.iter().map(ToString::to_string).collect();
+                let detail = format!("{} holders fit: {}", fitting.len() + 1, all.join("; "));
+                Err(Error::invalid("id", detail, "say which with --id and the beginning of its ID").of(&volume.name))
+            }
+            (None, _) => {
+                let detail = id.map_or("nobody holds it".to_owned(), |id| format!("no holder's ID begins with {id:?}"));
+                Err(Error::not_found(detail, "look at 'dunnage holder ls'").of(&volume.name))
+            }
+        }
     }
 
     fn holder(&self) -> Result<HolderKey> {
@@ -217,6 +239,24 @@ async fn unmount(State(admin): Shared, headers: HeaderMap, Path(name): Path<Stri
         let volume = admin.meant_or_only(&name, &which).await?;
         let done = admin.engine.unmount(&call, &volume, &admin.holder()?).await?;
         Ok(Unmounted { action: done.action, lingering: done.lingering })
+    };
+    reply(work.await)
+}
+
+async fn release_holder(
+    State(admin): Shared,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+    request: Request<Body>,
+) -> Response {
+    let work = async {
+        let body: ReleaseBody = read_json(request).await?;
+        let call = admin.call(&headers, "release a holder", &name);
+        let volume = admin.meant_or_only(&name, &which).await?;
+        let holder = admin.one_holder(&volume, body.id.as_deref())?;
+        admin.engine.release_holder(&call, &volume, &holder).await?;
+        Ok(holder)
     };
     reply(work.await)
 }

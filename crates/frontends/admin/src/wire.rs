@@ -105,6 +105,17 @@ pub type Inspected = Inspection;
 /// All drivers.
 pub type Drivers = Vec<DriverView>;
 
+/// All holders on this node.
+pub type Held = Vec<dunnage_engine::Held>;
+
+/// Which holder to let go of.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ReleaseBody {
+    /// The beginning of its ID; the only holder when absent.
+    #[serde(default)]
+    pub id: Option<String>,
+}
+
 /// What letting go of everything came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Released {
