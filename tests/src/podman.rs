@@ -125,6 +125,16 @@ impl Running {
     }
 }
 
+/// A `podman system service`, which ends with this.
+pub struct Service(Child);
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Podman {
     fn new(folder: PathBuf, sockets: Vec<(String, PathBuf)>) -> Podman {
         static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -186,6 +196,14 @@ impl Podman {
         let mut command = Command::new("timeout");
         command.args(["--signal=KILL", PATIENCE]);
         self.run_as(command, args)
+    }
+
+    /// Has it serve Docker's API on a socket, as `podman.socket` does.
+    #[track_caller]
+    pub fn serve(&self, socket: &Path) -> Service {
+        let running = self.run_as(Command::new("env"), &["system", "service", "--time=0", &format!("unix://{}", socket.display())]);
+        eventually("podman serves", BOUND, || std::os::unix::net::UnixStream::connect(socket).is_ok());
+        Service(running.0)
     }
 
     /// `podman ARGS` as the last arguments of another command.

@@ -436,3 +436,31 @@ fn a_podman_that_is_killed_while_it_waits_for_a_mount_leaves_nothing() {
     slow.nothing_of_it_is_left("a");
     slow.finish();
 }
+
+/// What Podman could not tell us while the daemon was away, its own service tells when it is asked.
+#[test]
+fn what_podman_could_not_tell_is_found_by_asking_its_service_and_let_go_of() {
+    let Some(node) = Bench::node() else { return };
+    let socket = node.folder.join("podman.sock");
+    node.configure(&format!("holders: {{ reconcile: act, grace: 2s, docker: [], podman: [ {} ] }}\n", socket.display()));
+    let mut bench = Bench::of(node, &["dunnage"]);
+    bench.create("pg");
+    bench.create("other");
+    bench.podman.begin("lives", &["-v", "other:/data"], "while echo x >>/data/log; do sleep 0.01; done");
+    bench.podman.begin("goes", &["-v", "pg:/data"], "sleep 600");
+    let service = bench.podman.serve(&socket);
+    bench.node.wait_for_witnesses();
+    assert_eq!([bench.node.holders("pg").len(), bench.node.holders("other").len()], [1, 1], "one that lives was let go of");
+    bench.node.kill();
+    bench.podman.end("goes");
+    bench.node.start();
+    bench.wait_until_released("pg");
+    bench.node.wait_for_witnesses();
+    assert_eq!(bench.node.holders("other").len(), 1, "one that lives was let go of");
+    drop(service);
+    bench.podman.end("lives");
+    for volume in ["pg", "other"] {
+        bench.podman.cli(&["volume", "rm", volume]).ok();
+    }
+    bench.finish();
+}
