@@ -200,7 +200,7 @@ fn an_unknown_key_is_found_at_every_level() {
 
 #[test]
 fn a_word_like_no_key_gets_the_keys_that_are_known() {
-    says("zzzzzzzz: 1", &["known here: admin, volumes, drivers, endpoints"]);
+    says("zzzzzzzz: 1", &["known here: admin, volumes, drivers, holders, endpoints"]);
 }
 
 #[test]
@@ -226,6 +226,11 @@ fn a_value_of_the_wrong_kind_says_what_it_is_and_what_it_must_be() {
         ("endpoints: { csi: yes }", ["cfg.yml:1:19", "endpoints.csi is a single value and must be a list"]),
         ("volumes: { defaults: [ size ] }", ["cfg.yml:1:22", "volumes.defaults is a list and must be a map"]),
         ("volumes: { defaults: { size: [ 1 ] } }", ["cfg.yml:1:30", "volumes.defaults.size is a list"]),
+        ("holders: { reconcile: always }", ["cfg.yml:1:23", "must be off or report or act"]),
+        ("holders: { grace: 10 }", ["cfg.yml:1:19", "such as 90s, 10m or 1h"]),
+        ("holders: { grace: -1m }", ["cfg.yml:1:19", "at least 1 s"]),
+        ("holders: { docker: /run/docker.sock }", ["{holders.docker}", "a list"]),
+        ("holders: { mesos: [ mesos ] }", ["cfg.yml:1:21", "is relative"]),
         ("volumes: { private_namespace: 1 }", ["cfg.yml:1:31", "must be true or false"]),
         ("volumes: { private_namespace: \"true\" }", ["cfg.yml:1:31", "without quotes"]),
     ] {
