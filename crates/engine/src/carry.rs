@@ -32,7 +32,9 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
         match step {
             Step::Done(outcome) => {
                 work.settle(&facts, outcome == Outcome::StillHeld)?;
-                lock(&engine.0.owed).retain(|owing, goal| owing != volume || *goal != job.goal);
+                if !matches!(outcome, Outcome::Lingering(_)) {
+                    lock(&engine.0.owed).retain(|owing, goal| owing != volume || *goal != job.goal);
+                }
                 tracing::info!(?outcome, "done");
                 return Ok(outcome);
             }
@@ -177,8 +179,10 @@ impl Work<'_> {
         let busy = matches!(facts.unmounted, Some(dunnage_host::Unmounted::Busy));
         // A mount that the ledger does not know by its device keeps the intent: it is all that tells of it.
         let known = facts.staged.is_some();
-        let nothing = self.job.goal == Goal::Unstage && facts.recorded && known && (busy || still_held);
-        if nothing { self.write_intent(None) } else { Ok(()) }
+        let nothing = self.job.goal == Goal::Unstage && known && (busy || still_held);
+        // Its own, or that of a daemon that died.
+        let written = lock(&self.lane.state).entry.intent.is_some();
+        if nothing && written { self.write_intent(None) } else { Ok(()) }
     }
 
     fn write_intent(&self, intent: Option<Intent>) -> Result<()> {

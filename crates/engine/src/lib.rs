@@ -10,6 +10,8 @@ mod lane;
 pub mod ledger;
 pub mod planner;
 mod reconcile;
+#[cfg(test)]
+mod simulation;
 mod view;
 mod witness;
 

@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use dunnage_driver::Driver;
 use dunnage_host::MountEntry;
-use dunnage_model::{EndpointName, Result, VolumeId, VolumeState};
+use dunnage_model::{EndpointName, OperationId, Result, VolumeId, VolumeState};
 
 use crate::engine::{Call, Engine, Inner, Settings, unknown_holder, volume_of};
 use crate::lane::{Lane, lock};
-use crate::ledger::{Entry, Ledger};
+use crate::ledger::{Entry, Intent, Ledger};
 use crate::planner::{Goal, Staged};
 
 /// What was decided about one entry.
@@ -219,8 +219,8 @@ pub(crate) fn judge(entry: &mut Entry, seen: Option<&MountEntry>) -> Verdict {
     }
     if entry.staged.is_some() && !there {
         entry.staged = None;
-        // Whatever is there is looked at afresh.
-        entry.intent = None;
+        // Its device may be attached yet: that stays written down until it is known to be gone.
+        entry.intent = Some(Intent { operation: OperationId("op-at-start".to_owned()), goal: Goal::Unstage.word().to_owned() });
     }
     if there && !entry.holders.is_empty() {
         // An unmount that had begun, and somebody came: it stays.

@@ -401,6 +401,9 @@ mod an_unmount_that_died {
             rest(&engine).await;
             machine.assert_consistent(&engine, point);
             assert_eq!(machine.fake.mounted(), [machine.path("pg")], "{point}");
+            // Found by the simulation (seed 125228946157919): the dead daemon's intent to unmount stayed with the new holder.
+            let intent = machine.in_ledger().remove("pg").expect("an entry").intent;
+            assert_eq!(intent, None, "{point}");
         })
         .await;
     }

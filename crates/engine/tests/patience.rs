@@ -549,6 +549,19 @@ mod a_copy_of_a_mount_in_another_namespace {
         machine.assert_clean("after the sweep");
     }
 
+    /// Found by the simulation (seed 125263482965233): the next daemon looked once, and forgot the device.
+    #[tokio::test]
+    async fn is_swept_by_the_next_daemon_too_when_it_has_gone() {
+        let machine = Machine::new();
+        drop(lingering(&machine).await);
+        let engine = machine.start().await;
+        assert_eq!(machine.attached(), 1);
+        machine.fake.copy_mounts(false);
+        engine.sweep();
+        rest(&engine).await;
+        machine.assert_clean("after the sweep");
+    }
+
     #[tokio::test]
     async fn does_not_bring_a_second_attach_when_the_volume_is_mounted_again() {
         let machine = Machine::new();

@@ -55,7 +55,8 @@ impl Bench {
     }
 
     async fn look(&self, act: bool) {
-        self.engine.look_for_missing(&[self.docker.clone()], GRACE, act).await;
+        let witness: Arc<dyn Witness> = self.docker.clone();
+        self.engine.look_for_missing(&[witness], GRACE, act).await;
         rest(&self.engine).await;
     }
 
