@@ -10,7 +10,7 @@ use crate::workspace::{TESTS_PACKAGE, Workspace};
 
 #[derive(Args)]
 pub struct Options {
-    /// Only this measurement: single, scale, dvdcli or io
+    /// Only this measurement: single, scale, stuck, dvdcli or io
     name: Option<String>,
 }
 
@@ -18,7 +18,7 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<Verdict> {
     let workspace = Workspace::here()?;
     shell::run(workspace.cargo("build").args(["--release", "-p", "dunnage"]))?;
-    shell::run(workspace.cargo("build").args(["--release", "-p", TESTS_PACKAGE, "--bin", "bench"]))?;
+    shell::run(workspace.cargo("build").args(["--release", "-p", TESTS_PACKAGE, "--bin", "bench", "--bin", "fuse-store"]))?;
     let sandbox = Sandbox::open(&workspace)?;
     if let Some(reason) = sandbox.refusal() {
         return Err(Error::new(format!("cannot measure: {reason}")));

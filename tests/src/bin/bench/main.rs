@@ -16,6 +16,7 @@ mod io;
 mod processes;
 mod scale;
 mod single;
+mod stuck;
 
 /// A connection that stays, as dockerd's does.
 struct Caller(UnixStream);
@@ -141,7 +142,8 @@ fn ready(node: &mut Node) -> Duration {
 type Section = fn() -> Vec<Row>;
 
 /// The measurements, by the name that asks for one alone.
-const SECTIONS: [(&str, Section); 4] = [("single", single::rows), ("scale", scale::rows), ("dvdcli", processes::rows), ("io", io::rows)];
+const SECTIONS: [(&str, Section); 5] =
+    [("single", single::rows), ("scale", scale::rows), ("stuck", stuck::rows), ("dvdcli", processes::rows), ("io", io::rows)];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

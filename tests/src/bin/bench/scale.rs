@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dunnage_host::linux::floor;
-use dunnage_tests::Node;
+use dunnage_tests::{Node, kernel};
 use serde_json::{Value, json};
 
 use crate::{Caller, Row, end, percentiles, plain_row, pss_of, quiet_node, ready, rest, times_row};
@@ -95,6 +95,16 @@ fn many_mounts() -> Vec<Row> {
         caller.call("VolumeDriver.Mount", &json!({ "Name": format!("v{n}"), "ID": "c" }));
     }
     let among = pair(&mut caller);
+    let ids = |node: &Node| (0..MOUNTS).map(|n| kernel::mount_id(&node.mountpoint(&format!("v{n}")))).collect::<Vec<_>>();
+    let before = ids(&node);
+    let mut again = Vec::new();
+    for _ in 0..5 {
+        node.kill();
+        again.push(ready(&mut node));
+        assert_eq!(ids(&node), before, "a restart has touched mounts");
+        node.start();
+    }
+    let mut caller = Caller::new(&node.socket());
     for n in 0..MOUNTS {
         caller.call("VolumeDriver.Unmount", &json!({ "Name": format!("v{n}"), "ID": "c" }));
     }
@@ -102,6 +112,7 @@ fn many_mounts() -> Vec<Row> {
     vec![
         times_row("Mount with 1,000 others mounted", "with none", among.0, alone.0, 1.3),
         times_row("Unmount with 1,000 others mounted", "with none", among.1, alone.1, 1.3),
+        plain_row("ready after kill -9 with 1,000 mounts", percentiles(again), "ms", 1000.0, ""),
     ]
 }
 
