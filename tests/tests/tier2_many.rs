@@ -8,7 +8,7 @@ use dunnage_tests::fuse::sh;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel};
 use serde_json::json;
 
-const MANY: usize = 50;
+const MANY: usize = 100;
 
 fn name(n: usize) -> String {
     format!("v{n}")
@@ -29,7 +29,7 @@ fn in_parallel<T: Send>(work: impl Fn(String) -> T + Sync) -> Vec<T> {
     })
 }
 
-/// A node with fifty volumes, made at once.
+/// A node with a hundred volumes, made at once.
 fn with_many() -> Node {
     let node = Node::started();
     in_parallel(|volume| drop(node.plugin_ok("VolumeDriver.Create", &json!({ "Name": volume, "Opts": { "size": "16M" } }))));
@@ -47,7 +47,7 @@ fn allows_direct_io(node: &Node) -> bool {
 }
 
 #[test]
-fn fifty_volumes_are_mounted_and_unmounted_at_once_and_nothing_is_left() {
+fn a_hundred_volumes_are_mounted_and_unmounted_at_once_and_nothing_is_left() {
     let node = with_many();
     let direct = if allows_direct_io(&node) { "1" } else { "0" };
     let mut paths = in_parallel(|volume| node.mount(&volume, "c1"));
@@ -65,7 +65,7 @@ fn fifty_volumes_are_mounted_and_unmounted_at_once_and_nothing_is_left() {
 }
 
 #[test]
-fn fifty_calls_for_one_volume_are_one_mount_and_fifty_holds() {
+fn a_hundred_calls_for_one_volume_are_one_mount_and_a_hundred_holds() {
     let node = Node::started();
     node.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "size": "16M" } }));
     in_parallel(|id| node.mount("pg", &id));
@@ -76,7 +76,7 @@ fn fifty_calls_for_one_volume_are_one_mount_and_fifty_holds() {
 }
 
 #[test]
-fn fifty_mounts_outlive_a_stop_and_a_start_untouched_and_with_their_holders() {
+fn a_hundred_mounts_outlive_a_stop_and_a_start_untouched_and_with_their_holders() {
     let mut node = with_many();
     in_parallel(|volume| node.mount(&volume, "c1"));
     let mounts = || -> Vec<_> { (0..MANY).map(|n| kernel::mount_id(&node_path(&node, n))).collect() };

@@ -36,6 +36,7 @@ fn a_container_that_dockerd_restarts_by_itself_has_its_volume_again() {
     bench.finish();
 }
 
+/// moby/moby#44422 and #45825: after a live restore no Mount follows, and dockerd counts from zero.
 #[test]
 fn with_live_restore_a_container_writes_on_while_dockerd_is_away() {
     let Some(mut bench) = Bench::configured("", &["--live-restore"]) else { return };
@@ -220,6 +221,7 @@ fn what_dockerd_forgets_after_a_copy_into_a_container_that_was_restored_live_doe
     bench.finish();
 }
 
+/// docker/for-linux#404: an Unmount that never comes.
 #[test]
 fn what_dockerd_forgets_when_it_is_killed_between_mount_and_start_does_no_harm() {
     let Some(mut bench) = Bench::started() else { return };

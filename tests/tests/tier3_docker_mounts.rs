@@ -109,6 +109,7 @@ fn a_copy_into_a_running_container_does_not_unmount_it() {
     bench.finish();
 }
 
+/// moby/moby#37314: the same the other way.
 #[test]
 fn a_copy_out_of_a_running_container_does_not_unmount_it() {
     let Some(bench) = Bench::started() else { return };

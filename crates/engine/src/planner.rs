@@ -216,6 +216,15 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
         };
     }
     let Some(found) = &f.volume else { return Step::Inspect };
+    let whole = matches!(found, Some(VolumeInfo { state: VolumeState::Ready | VolumeState::Damaged, .. }));
+    if !whole && !f.recorded {
+        match f.at {
+            None => return Step::LookAtMount,
+            // A new one in its place would be taken for it, and the mount for one that may go.
+            Some(Some(there)) => return Step::Refuse(last_copy(there.device)),
+            Some(None) => {}
+        }
+    }
     match found {
         Some(info) if !f.recorded => match info.state {
             VolumeState::Ready => existing(asked, endpoint, info),
@@ -485,7 +494,8 @@ fn damaged(info: &VolumeInfo) -> Error {
     Error::unavailable(format!("it is damaged: {why}"), "put its data back where it was; nothing was changed")
 }
 
-fn last_copy(device: DeviceNumber) -> Error {
+/// The error for a volume that the platform does not have, and that is mounted.
+pub(crate) fn last_copy(device: DeviceNumber) -> Error {
     Error::unavailable(
         "its data is gone from the platform, and what is mounted is the last copy: it is not unmounted",
         format!("rescue it first: cp --sparse=always /dev/loop{} /a/safe/place", device.minor),

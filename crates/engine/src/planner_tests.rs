@@ -298,7 +298,7 @@ fn refused(step: &Step) -> &Error {
 mod create {
     use super::*;
 
-    const WHOLE_ROAD: [&str; 8] = ["inspect", "record", "allocate", "probe-new", "formatting", "format", "publish", "done"];
+    const WHOLE_ROAD: [&str; 9] = ["inspect", "look", "record", "allocate", "probe-new", "formatting", "format", "publish", "done"];
 
     #[test]
     fn a_new_volume_is_recorded_allocated_proven_blank_formatted_and_published_in_this_order() {
@@ -352,22 +352,32 @@ mod create {
     fn a_half_made_volume_is_removed_and_made_anew() {
         let mut world = World::with(Some(volume(VolumeState::Creating)));
         assert_eq!(world.run(&create_goal()), Step::Done(Outcome::Created(CreateAction::Created)));
-        assert_eq!(world.words()[..3], ["inspect", "remove", "record"]);
-        assert_eq!(world.words()[3..], WHOLE_ROAD[2..]);
+        assert_eq!(world.words()[..4], ["inspect", "look", "remove", "record"]);
+        assert_eq!(world.words()[4..], WHOLE_ROAD[3..]);
     }
 
     #[test]
     fn a_half_removed_volume_is_removed_and_made_anew() {
         let mut world = World::with(Some(volume(VolumeState::Removing)));
         assert_eq!(world.run(&create_goal()), Step::Done(Outcome::Created(CreateAction::Created)));
-        assert_eq!(world.words()[..3], ["inspect", "remove", "record"]);
+        assert_eq!(world.words()[..4], ["inspect", "look", "remove", "record"]);
     }
 
     #[test]
     fn a_half_made_volume_that_cannot_be_removed_is_not_built_upon() {
-        let mut world = World::with(Some(volume(VolumeState::Creating))).failing(1, Fail::Before);
-        assert_eq!(refused(&world.run(&create_goal())), &step_failed(1));
-        assert_eq!(world.words(), ["inspect", "remove", "recover", "refuse"]);
+        let mut world = World::with(Some(volume(VolumeState::Creating))).failing(2, Fail::Before);
+        assert_eq!(refused(&world.run(&create_goal())), &step_failed(2));
+        assert_eq!(world.words(), ["inspect", "look", "remove", "recover", "refuse"]);
+    }
+
+    #[test]
+    fn what_is_mounted_may_be_the_last_copy_of_one_that_is_gone_and_no_other_is_made_in_its_place() {
+        for found in [None, Some(volume(VolumeState::Creating)), Some(volume(VolumeState::Removing))] {
+            let mut world = World { info: found, ..World::staged() };
+            let last = world.run(&create_goal());
+            assert!(refused(&last).detail.contains("the last copy"), "{last:?}");
+            assert_eq!((world.words(), world.mounted), (vec!["inspect", "look", "refuse"], Some(at(OURS))));
+        }
     }
 
     #[test]
@@ -412,7 +422,7 @@ mod create {
 
     #[test]
     fn whichever_step_over_a_half_made_volume_fails_nothing_new_stays() {
-        for failing in 2..WHOLE_ROAD.len() {
+        for failing in 3..WHOLE_ROAD.len() {
             let mut world = World::with(Some(volume(VolumeState::Creating))).failing(failing, Fail::Before);
             assert_eq!(refused(&world.run(&create_goal())), &step_failed(failing), "{:?}", world.words());
             assert_eq!(world.info, None, "{:?}", world.words());
@@ -430,7 +440,7 @@ mod create {
 
     #[test]
     fn a_failed_undo_is_not_tried_for_ever_and_the_first_error_is_told() {
-        for failing in 2..WHOLE_ROAD.len() - 1 {
+        for failing in 3..WHOLE_ROAD.len() - 1 {
             let mut world = World::empty().failing(failing, Fail::Before).failing(failing + 1, Fail::Before);
             assert_eq!(refused(&world.run(&create_goal())), &step_failed(failing), "{:?}", world.words());
             assert_eq!(world.info.as_ref().map(|info| info.state), Some(VolumeState::Creating), "a half-made one must be recognisable");

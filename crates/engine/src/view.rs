@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::{Call, Engine};
 use crate::lane::lock;
+use crate::planner::last_copy;
 
 /// How long a read waits for a platform about a name that memory does not have (law 7).
 const DOUBT: Duration = Duration::from_secs(2);
@@ -144,8 +145,15 @@ impl Engine {
         }
         match self.ask(volume).await? {
             Some(info) if info.state != VolumeState::Creating => Ok(self.view(info.into(), self.0.settings.clock.now())),
-            _ => Err(Error::no_volume(&volume.name)),
+            _ => Err(self.absent(volume)),
         }
+    }
+
+    /// The platform does not have it; what is mounted may be the last copy.
+    fn absent(&self, volume: &VolumeId) -> Error {
+        let lane = read(&self.0.lanes).get(volume).cloned();
+        let staged = lane.and_then(|lane| lock(&lane.state).entry.staged);
+        staged.map_or_else(|| Error::no_volume(&volume.name), |staged| last_copy(staged.device).of(&volume.name))
     }
 
     /// Asks the platform about a volume, not for long, and remembers a yes.
@@ -226,7 +234,7 @@ impl Engine {
         let mut notes = Vec::new();
         let view = match self.ask(volume).await {
             Ok(Some(info)) => self.view(info.into(), self.0.settings.clock.now()),
-            Ok(None) => return Err(Error::no_volume(&volume.name)),
+            Ok(None) => return Err(self.absent(volume)),
             Err(e) => {
                 notes.push(e.to_string());
                 let remembered = read(&self.0.known).get(volume).cloned();

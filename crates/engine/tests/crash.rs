@@ -186,7 +186,7 @@ mod a_create_that_died {
             machine.assert_clean(point);
         })
         .await;
-        assert_eq!(seen, points_of("create", &["inspect", "record", "allocate", "probe-new", "formatting", "format", "publish"]));
+        assert_eq!(seen, points_of("create", &["inspect", "look", "record", "allocate", "probe-new", "formatting", "format", "publish"]));
     }
 
     #[tokio::test]
@@ -219,7 +219,7 @@ mod a_create_that_died {
 
     /// How many points of a create come before this one.
     fn points_before(point: &str) -> usize {
-        let order = ["inspect", "record", "allocate", "probe-new", "formatting", "format", "publish", "done"];
+        let order = ["inspect", "look", "record", "allocate", "probe-new", "formatting", "format", "publish", "done"];
         let (step, when) = point.trim_start_matches("create/").split_once(' ').expect("a step and when");
         let at = order.iter().position(|known| *known == step).expect("a step of a create");
         2 * at + usize::from(when == "after")

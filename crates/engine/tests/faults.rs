@@ -61,6 +61,7 @@ use Point::{Host, Task};
 /// All calls of a create. A fault after a look is one before it: nothing was done.
 const CREATE: &[(Point, How)] = &[
     (Task("local.inspect", 0), Before),
+    (Host("at"), Before),
     (Task("local.record", 0), Before),
     (Task("local.record", 0), After),
     (Task("local.allocate", 0), Before),
@@ -148,7 +149,7 @@ mod a_create {
 
     #[tokio::test]
     async fn over_half_a_volume_that_fails_anywhere_leaves_nothing_either() {
-        for (point, how) in &CREATE[3..] {
+        for (point, how) in &CREATE[4..] {
             let when = format!("when {point} failed {how}");
             let machine = Machine::new();
             let engine = machine.start().await;
@@ -207,7 +208,7 @@ mod a_create {
 
     #[tokio::test]
     async fn whose_undo_fails_too_is_undone_when_the_platform_is_listed() {
-        for (point, how) in &CREATE[3..] {
+        for (point, how) in &CREATE[4..] {
             let machine = Machine::new();
             let engine = machine.start().await;
             point.arm(&machine, *how);

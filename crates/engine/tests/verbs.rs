@@ -21,7 +21,7 @@ mod the_main_road {
         machine.fake.forget_calls();
         machine.tasks.forget_calls();
         assert_eq!(create(&engine, "pg").await.expect("created").0, CreateAction::Created);
-        assert_eq!(calls(&machine), ["probe POOL/pg/image.new", "format POOL/pg/image.new"]);
+        assert_eq!(calls(&machine), ["at local/pg", "probe POOL/pg/image.new", "format POOL/pg/image.new"]);
         assert_eq!(machine.tasks.calls(), ["local.inspect", "local.record", "local.allocate", "local.formatting", "local.publish"]);
     }
 
