@@ -39,6 +39,12 @@ const DATA: &[(&str, &str)] = &[
         "zfs_member|data of an unknown kind",
         "for at in 128 129 130 131 132 133; do printf '\\014\\261\\272\\000' | dd of=IMAGE bs=1K seek=$at conv=notrunc status=none; done",
     ),
+    (
+        // libblkid wants a whole superblock; we want to see that the beginning of one is enough to keep away.
+        "bcachefs|data of an unknown kind",
+        "printf '\\306\\205\\163\\366\\146\\316\\220\\251\\331\\152\\140\\317\\200\\075\\367\\357' \
+         | dd of=IMAGE bs=1 seek=4120 conv=notrunc status=none",
+    ),
     ("data of an unknown kind", "head -c 64M /dev/urandom > IMAGE"),
     ("data of an unknown kind", "printf x > IMAGE"),
     ("data of an unknown kind", "truncate -s 0 IMAGE; head -c 65536 /dev/zero > IMAGE"),

@@ -215,6 +215,19 @@ fn law_3_an_entry_of_another_boot_is_discarded() {
     assert!(!file(&folder).exists());
 }
 
+/// As the first version wrote it: a file for ever.
+#[test]
+fn law_3_an_entry_of_the_first_format_is_read() {
+    let folder = folder();
+    std::fs::create_dir_all(file(&folder).parent().expect("a folder")).expect("folder");
+    std::fs::write(file(&folder), include_bytes!("../tests/fixtures/ledger-format-1")).expect("write");
+    let [entry] = reopened(&folder).try_into().expect("one entry");
+    let [holder] = entry.holders.as_slice() else { panic!("{entry:?}") };
+    assert_eq!((holder.count, holder.undecided, holder.key.caller.id.as_ref().map(String::len)), (2, 1, Some(64)));
+    assert_eq!(entry.staged.map(|staged| (staged.device.minor, staged.mount_id)), Some((3, 4711)));
+    assert_eq!(entry.intent.map(|intent| intent.goal), Some("unstage".to_owned()));
+}
+
 #[test]
 fn law_3_an_entry_that_only_a_newer_version_can_read_is_refused_and_left_as_it_is() {
     let folder = folder();

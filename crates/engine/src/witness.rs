@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use dunnage_model::{Caller, EndpointName, Error, Holder, HolderKey, Result, VolumeId, VolumeName};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::engine::{Call, Engine};
 use crate::lane::lock;
@@ -67,6 +68,8 @@ pub struct Missing {
 /// A holder whose container was not seen, as it was then: one that has changed since lives.
 pub(crate) struct Missed {
     since: Timestamp,
+    /// The same by a clock that nobody sets.
+    begun: Instant,
     witness: String,
     holder: Holder,
     /// For the time of grace.
@@ -114,9 +117,10 @@ impl Engine {
         let held = self.held();
         let holders = || held.iter().flat_map(|held| held.holders.iter().map(|holder| (&held.volume, holder)));
         let mut said = Vec::new();
-        for witness in witnesses.iter().filter(|witness| witness.is_there()) {
+        for witness in witnesses {
             if holders().any(|(_, holder)| witness.speaks_of(&holder.key.caller)) {
-                said.push((witness, ask(&**witness).await));
+                // One that is not there is as silent as one that does not answer.
+                said.push((witness, if witness.is_there() { ask(&**witness).await } else { None }));
             }
         }
         let mut missing = BTreeMap::new();
@@ -152,11 +156,11 @@ impl Engine {
         let mut missed = lock(&self.0.missed);
         missed.retain(|place, missed| missing.get(place).is_some_and(|(holder, _)| *holder == missed.holder));
         for (place, (holder, witness)) in missing {
-            missed.entry(place).or_insert(Missed { since: now, witness, holder, gone: false, kept: None });
+            missed.entry(place).or_insert(Missed { since: now, begun: Instant::now(), witness, holder, gone: false, kept: None });
         }
         let mut gone = Vec::new();
         for ((volume, key), missed) in missed.iter_mut() {
-            if now.duration_since(missed.since).unsigned_abs() < grace {
+            if missed.begun.elapsed() < grace {
                 continue;
             }
             if !std::mem::replace(&mut missed.gone, true) {
