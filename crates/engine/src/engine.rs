@@ -399,9 +399,11 @@ impl Engine {
         let mut state = lock(&lane.state);
         let now = self.0.settings.clock.now();
         let mode = self.known(volume).map(|info| info.spec.access.publish_mode()).unwrap_or_default();
+        let mut took_over = false;
         match state.entry.holder(&key) {
             Some(holder) => {
                 // A retry after a crash takes over what was on its way then, instead of counting twice.
+                took_over = holder.undecided > 0;
                 holder.undecided = holder.undecided.saturating_sub(1);
                 holder.provisional += 1;
             }
@@ -415,7 +417,7 @@ impl Engine {
                 target: target.to_owned(),
             }),
         }
-        let id = state.add_claim(&key);
+        let id = state.add_claim(&key, took_over);
         drop(state);
         Claim { engine: self.clone(), volume: volume.clone(), key, id }
     }
@@ -455,7 +457,7 @@ impl Claim {
         let lane = self.engine.lane(&self.volume);
         let mut state = lock(&lane.state);
         // Ended already: the caller was quick, and has unmounted before we knew that it had read.
-        if state.end_claim(self.id)
+        if state.end_claim(self.id).is_some()
             && let Some(holder) = state.entry.holder(&self.key)
         {
             holder.provisional = holder.provisional.saturating_sub(1);
@@ -471,11 +473,10 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let lane = self.engine.lane(&self.volume);
         let mut state = lock(&lane.state);
-        if !state.end_claim(self.id) {
-            return; // delivered, or given back
-        }
+        let Some(claimed) = state.end_claim(self.id) else { return }; // delivered, or given back
         if let Some(holder) = state.entry.holder(&self.key) {
             holder.provisional = holder.provisional.saturating_sub(1);
+            holder.undecided += u32::from(claimed.took_over);
         }
         state.entry.sweep();
         if let Err(e) = self.engine.persist(&state.entry) {

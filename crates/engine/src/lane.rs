@@ -66,6 +66,8 @@ impl Job {
 pub(crate) struct Claimed {
     pub id: u64,
     pub key: HolderKey,
+    /// It took over what was undecided since the daemon before died: when nothing comes of it, that is undecided again.
+    pub took_over: bool,
 }
 
 pub(crate) struct LaneState {
@@ -90,18 +92,18 @@ impl LaneState {
     }
 
     /// A new claim of this key.
-    pub fn add_claim(&mut self, key: &HolderKey) -> u64 {
+    pub fn add_claim(&mut self, key: &HolderKey, took_over: bool) -> u64 {
         // Never used again, in whatever lane: a late word may come when its lane was swept away and made anew.
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        self.claims.push_back(Claimed { id, key: key.clone() });
+        self.claims.push_back(Claimed { id, key: key.clone(), took_over });
         id
     }
 
-    /// Ends a claim; false if it was ended before, by an unmount that was quicker than our knowing.
-    pub fn end_claim(&mut self, id: u64) -> bool {
-        let at = self.claims.iter().position(|claim| claim.id == id);
-        at.and_then(|at| self.claims.remove(at)).is_some()
+    /// Ends a claim; `None` if it was ended before, by an unmount that was quicker than our knowing.
+    pub fn end_claim(&mut self, id: u64) -> Option<Claimed> {
+        let at = self.claims.iter().position(|claim| claim.id == id)?;
+        self.claims.remove(at)
     }
 
     /// Ends this key's claims: the oldest, or all.

@@ -92,8 +92,8 @@ struct Lane {
 
 struct Job {
     goal: Goal,
-    /// Whose mount this is.
-    mounts_for: Option<usize>,
+    /// Whose mount this is, and whether it took over an answer that was undecided.
+    mounts_for: Option<(usize, bool)>,
     facts: Facts,
     uuid: Uuid,
     steps: usize,
@@ -276,7 +276,7 @@ impl World {
         Err(Died)
     }
 
-    fn submit(&mut self, v: usize, goal: Goal, mounts_for: Option<usize>) {
+    fn submit(&mut self, v: usize, goal: Goal, mounts_for: Option<(usize, bool)>) {
         let joins = self.lanes[v].jobs.back().is_some_and(|last| last.goal == goal && last.mounts_for.is_none() && mounts_for.is_none());
         if !joins {
             let uuid = Uuid::from_u128(u128::from(self.fresh()));
@@ -309,10 +309,7 @@ impl World {
             }
             16..55 if !lane.unsure[number] => {
                 self.tell(v, format_args!("mount for {number}"));
-                let holder = self.lanes[v].holder(number);
-                holder.undecided = holder.undecided.saturating_sub(1);
-                holder.provisional += 1;
-                self.submit(v, Goal::Stage, Some(number));
+                self.claim(v, number);
             }
             55..60 if held && lane.mounted.is_some() => self.write(v),
             60..62 => self.lanes[v].busy = !self.lanes[v].busy,
@@ -324,6 +321,15 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    /// As `Engine::publish` has it.
+    fn claim(&mut self, v: usize, number: usize) {
+        let holder = self.lanes[v].holder(number);
+        let took_over = holder.undecided > 0;
+        holder.undecided = holder.undecided.saturating_sub(1);
+        holder.provisional += 1;
+        self.submit(v, Goal::Stage, Some((number, took_over)));
     }
 
     fn some_holder(&mut self) -> Option<(usize, usize)> {
@@ -578,8 +584,8 @@ impl World {
             let explained = by_us || matches!(error.word(), "in_use" | "not_found" | "not_blank" | "exists_incompatible");
             self.must(v, explained, &format!("refused for no reason: {error}"));
         }
-        if let Some(number) = job.mounts_for {
-            self.answer(v, number, outcome.is_ok())?;
+        if let Some((number, took_over)) = job.mounts_for {
+            self.answer(v, number, took_over, outcome.is_ok())?;
         }
         let lane = &self.lanes[v];
         if lane.is_left_over() && job.goal != Goal::Unstage {
@@ -588,7 +594,7 @@ impl World {
         Ok(())
     }
 
-    fn answer(&mut self, v: usize, number: usize, mounted: bool) -> Result<(), Died> {
+    fn answer(&mut self, v: usize, number: usize, took_over: bool, mounted: bool) -> Result<(), Died> {
         if mounted {
             self.persist(v)?;
             // The answer leaves. Its caller may be gone.
@@ -613,6 +619,7 @@ impl World {
         }
         let holder = self.lanes[v].holder(number);
         holder.provisional -= 1;
+        holder.undecided += u32::from(took_over);
         self.lanes[v].entry.sweep();
         self.persist(v)
     }
@@ -624,7 +631,7 @@ impl World {
         let mut asked_again = Vec::new();
         for (v, lane) in self.lanes.iter_mut().enumerate() {
             for job in lane.jobs.drain(..) {
-                asked_again.extend(job.mounts_for.map(|number| (v, number)));
+                asked_again.extend(job.mounts_for.map(|(number, _)| (v, number)));
             }
             if reboot {
                 (lane.mounted, lane.device, lane.busy, lane.copied) = (None, None, false, false);
@@ -659,10 +666,7 @@ impl World {
         for (v, number) in asked_again {
             if !reboot && self.chance.one_in(2) && !self.lanes[v].unsure[number] {
                 self.tell(v, format_args!("mount for {number}, again"));
-                let holder = self.lanes[v].holder(number);
-                holder.undecided = holder.undecided.saturating_sub(1);
-                holder.provisional += 1;
-                self.submit(v, Goal::Stage, Some(number));
+                self.claim(v, number);
             }
         }
     }

@@ -45,8 +45,8 @@ fn keys() -> Vec<HolderKey> {
 struct Holds {
     count: u32,
     undecided: u32,
-    /// Answers on their way.
-    pending: Vec<Claim>,
+    /// Answers on their way, and whether they took over one that was undecided.
+    pending: Vec<(Claim, bool)>,
     /// Answers whose hold was given back before anybody knew that they were read.
     void: Vec<Claim>,
 }
@@ -69,13 +69,13 @@ impl Holds {
         let held = self.total() > 0;
         if !with_id {
             (self.count, self.undecided) = (0, 0);
-            self.void.append(&mut self.pending);
+            self.void.extend(self.pending.drain(..).map(|(claim, _)| claim));
         } else if self.count > 0 {
             self.count -= 1;
         } else if self.undecided > 0 {
             self.undecided -= 1;
         } else if held {
-            self.void.push(self.pending.remove(0));
+            self.void.push(self.pending.remove(0).0);
         }
         held
     }
@@ -270,16 +270,9 @@ impl Run {
                 let holds = self.holds.entry((*v, *k)).or_default();
                 match outcome {
                     Ok(claim) => {
+                        let took_over = holds.undecided > 0;
                         holds.undecided = holds.undecided.saturating_sub(1);
-                        holds.pending.push(claim);
-                    }
-                    // What a failed retry does to an answer that was on its way at a crash is not fixed: a hold more or less.
-                    Err(_) if holds.undecided > 0 => {
-                        let (undecided, key) = (holds.undecided, self.keys[*k].clone());
-                        let now = self.engine.get(&volume(VOLUMES[*v])).await.map(|view| view.holders).unwrap_or_default();
-                        let now = now.iter().find(|holder| holder.key == key).map_or(0, |holder| holder.undecided);
-                        assert!(now == undecided || now + 1 == undecided, "{undecided} undecided became {now}\n{}", self.tail());
-                        self.holds.entry((*v, *k)).or_default().undecided = now;
+                        holds.pending.push((claim, took_over));
                     }
                     Err(e) => {
                         let absent = e.word() == "not_found" && (!alone || !self.exists.contains(v));
@@ -329,11 +322,12 @@ impl Run {
             if holds.pending.is_empty() || !(read || gone) {
                 continue;
             }
-            let claim = holds.pending.remove(0);
+            let (claim, took_over) = holds.pending.remove(0);
             if read {
                 holds.read(claim, with_id);
             } else {
                 drop(claim);
+                holds.undecided += u32::from(took_over);
             }
             let what = if read { "has read" } else { "has gone" };
             self.tell(format!("  {} {what} the answer about {}", self.keys[k], VOLUMES[v]));
@@ -418,7 +412,7 @@ impl Run {
         for holds in self.holds.values_mut() {
             // A daemon that is dead says nothing about its claims any more.
             holds.undecided += holds.provisional();
-            holds.pending.drain(..).chain(holds.void.drain(..)).for_each(std::mem::forget);
+            holds.pending.drain(..).map(|(claim, _)| claim).chain(holds.void.drain(..)).for_each(std::mem::forget);
         }
         if reboot {
             self.holds.clear();

@@ -63,6 +63,25 @@ mod a_daemon_that_starts_again {
         machine.assert_consistent(&engine, "after the restart");
     }
 
+    /// Its caller may have read that answer, and lives on the mount.
+    #[tokio::test]
+    async fn law_9_keeps_what_a_retry_took_over_when_nothing_comes_of_the_retry() {
+        let machine = Machine::new();
+        let engine = machine.with_pg().await;
+        std::mem::forget(mount(&engine, "pg", &docker("a")).await.expect("mounted"));
+        die(engine);
+        let engine = machine.start().await;
+        machine.fake.plan("at", dunnage_host::fake::Fault::Error(injected()));
+        assert!(mount(&engine, "pg", &docker("a")).await.is_err());
+        assert_eq!(counts(&engine, "pg", &docker("a")).await, (0, 0, 1));
+        drop(mount(&engine, "pg", &docker("a")).await.expect("mounted").claim);
+        assert_eq!(counts(&engine, "pg", &docker("a")).await, (0, 0, 1));
+        rest(&engine).await;
+        assert_eq!(machine.fake.mounted(), [machine.path("pg")]);
+        assert_eq!(unmount(&engine, "pg", &docker("a")).await.expect("given back").action, UnmountAction::Unmounted);
+        machine.assert_clean("after it was given back");
+    }
+
     #[tokio::test]
     async fn law_9_lets_a_retry_take_over_the_answer_that_was_on_its_way() {
         let machine = Machine::new();
