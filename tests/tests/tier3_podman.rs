@@ -452,7 +452,8 @@ fn what_podman_could_not_tell_is_found_by_asking_its_service_and_let_go_of() {
     bench.node.wait_for_witnesses();
     assert_eq!([bench.node.holders("pg").len(), bench.node.holders("other").len()], [1, 1], "one that lives was let go of");
     bench.node.kill();
-    bench.podman.end("goes");
+    // It may say that it could not unmount; the container goes all the same.
+    bench.podman.end_at_last("goes");
     bench.node.start();
     bench.wait_until_released("pg");
     bench.node.wait_for_witnesses();
