@@ -186,10 +186,13 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     told
 }
 
-/// Makes platforms and ledger agree, however often it takes.
+/// Makes platforms and ledger agree. Those that cannot be asked are asked again, less and less often.
 async fn settle(engine: &Engine) {
-    while !engine.settle().await {
-        tokio::time::sleep(SWEEP).await;
+    let (mut left, mut pause) = (engine.settle().await, SWEEP);
+    while !left.is_empty() {
+        tokio::time::sleep(pause).await;
+        left = engine.settle_these(left).await;
+        pause = (2 * pause).min(12 * SWEEP);
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
             Step::Done(outcome) => {
                 work.settle(&facts, outcome == Outcome::StillHeld)?;
                 if !matches!(outcome, Outcome::Lingering(_)) {
-                    lock(&engine.0.owed).retain(|owing, goal| owing != volume || *goal != job.goal);
+                    lock(&engine.0.owed).remove(&(volume.clone(), job.goal.word()));
                 }
                 tracing::info!(?outcome, "done");
                 return Ok(outcome);
@@ -42,7 +42,7 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
                 work.settle(&facts, false)?;
                 if facts.provision_tried && facts.undo_failed {
                     // Half made or half removed, and nobody is told of it as that.
-                    lock(&engine.0.owed).insert(volume.clone(), Goal::Recover);
+                    lock(&engine.0.owed).insert((volume.clone(), Goal::Recover.word()), Goal::Recover);
                 }
                 tracing::warn!("refused: {error}");
                 return Err(error);

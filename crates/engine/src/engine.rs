@@ -111,7 +111,7 @@ pub(crate) struct Inner {
     /// Counts what jobs have changed: an answer that was asked for before the last change is not remembered.
     pub changes: AtomicU64,
     /// What has to be done without anybody asking, and could not be: tried again by every sweep.
-    pub owed: Mutex<BTreeMap<VolumeId, Goal>>,
+    pub owed: Mutex<BTreeMap<(VolumeId, &'static str), Goal>>,
     /// Holders whose container is gone.
     pub missed: Mutex<BTreeMap<(VolumeId, HolderKey), crate::witness::Missed>>,
     /// What was learned of single volumes since the list that is being read was begun.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use dunnage_driver::Driver;
 use dunnage_host::MountEntry;
-use dunnage_model::{EndpointName, OperationId, Result, VolumeId, VolumeState};
+use dunnage_model::{DriverName, EndpointName, OperationId, Result, VolumeId, VolumeState};
 
 use crate::engine::{Call, Engine, Inner, Settings, unknown_holder, volume_of};
 use crate::lane::{Lane, lock};
@@ -90,14 +90,19 @@ impl Engine {
     }
 
     /// Asks the platforms what they have, and finishes or undoes what crashes have left there. One that hangs does not
-    /// keep another waiting. False when one of them could not be asked: to be done again.
-    pub async fn settle(&self) -> bool {
+    /// keep another waiting. Gives those that could not be asked.
+    pub async fn settle(&self) -> Vec<DriverName> {
+        self.settle_these(self.driver_names()).await
+    }
+
+    /// The same for some of them.
+    pub async fn settle_these(&self, drivers: Vec<DriverName>) -> Vec<DriverName> {
         let mut asking = tokio::task::JoinSet::new();
-        for driver in self.0.drivers.values() {
+        for driver in drivers.iter().filter_map(|name| self.0.drivers.get(name)) {
             let (engine, driver) = (self.clone(), driver.clone());
-            asking.spawn(async move { engine.settle_one(&*driver).await });
+            asking.spawn(async move { (!engine.settle_one(&*driver).await).then(|| driver.name().clone()) });
         }
-        asking.join_all().await.into_iter().all(|settled| settled)
+        asking.join_all().await.into_iter().flatten().collect()
     }
 
     async fn settle_one(&self, driver: &dyn Driver) -> bool {
@@ -168,7 +173,7 @@ impl Engine {
 
     /// Has something done, now, and again with every sweep until it is.
     pub(crate) fn owe(&self, volume: VolumeId, goal: Goal) {
-        lock(&self.0.owed).insert(volume.clone(), goal.clone());
+        lock(&self.0.owed).insert((volume.clone(), goal.word()), goal.clone());
         self.background(&volume, goal);
     }
 
@@ -179,7 +184,7 @@ impl Engine {
             .filter(|(_, lane)| lock(&lane.state).is_left_over())
             .map(|(volume, _)| volume.clone())
             .collect();
-        let owed = lock(&self.0.owed).clone();
+        let owed: Vec<_> = lock(&self.0.owed).iter().map(|((volume, _), goal)| (volume.clone(), goal.clone())).collect();
         for (volume, goal) in left_over.into_iter().map(|volume| (volume, Goal::Unstage)).chain(owed) {
             self.background(&volume, goal);
         }

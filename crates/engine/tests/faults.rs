@@ -507,3 +507,16 @@ mod a_start {
         machine.assert_clean("after the unmount");
     }
 }
+
+#[tokio::test]
+async fn a_platform_that_could_not_be_listed_is_asked_again_and_the_others_are_not() {
+    let machine = Machine::new();
+    let engine = machine.start().await;
+    Task("local.list", 0).arm(&machine, Before);
+    let left = engine.settle().await;
+    assert_eq!(left.len(), 1, "{left:?}");
+    machine.tasks.forget_calls();
+    assert_eq!(engine.settle_these(left).await, []);
+    let calls = machine.tasks.calls();
+    assert_eq!(calls.iter().filter(|call| call.starts_with("local.list")).count(), 1, "{calls:?}");
+}

@@ -95,7 +95,10 @@ impl Witness for ContainerEngine {
             let root = self.get::<Info>("/info").await?.docker_root_dir;
             let containers = running.iter().map(|container| container.id.clone()).collect();
             // Without them it is only known that somebody uses the volume, and not under which ID.
-            run(&*self.runner, &HolderIds { root, containers }).await.unwrap_or_default()
+            run(&*self.runner, &HolderIds { root, containers }).await.unwrap_or_else(|e| {
+                tracing::warn!("{}: the IDs of its containers cannot be read: {e}", self.name());
+                BTreeMap::new()
+            })
         } else {
             BTreeMap::new()
         };
@@ -155,9 +158,11 @@ struct MountPoint {
 fn ids_in(file: &Path) -> Option<BTreeMap<String, BTreeSet<String>>> {
     let written: ContainerFile = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
     let mut ids: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for mount in written.mount_points.into_values().filter(|mount| !mount.id.is_empty()) {
+    for mount in written.mount_points.into_values() {
         ids.entry(mount.driver + "/" + &mount.name).or_default().insert(mount.id);
     }
+    // Where one is not known, none is.
+    ids.retain(|_, ids| !ids.contains(""));
     Some(ids)
 }
 
@@ -191,7 +196,8 @@ mod tests {
         let folder = root.path().join("containers/c1");
         std::fs::create_dir_all(&folder).expect("a folder");
         let text = r#"{"MountPoints":{"/a":{"Name":"pg","Driver":"dunnage","ID":"7f"},"/b":{"Name":"pg","Driver":"dunnage","ID":"8f"},
-            "/c":{"Name":"none","Driver":"dunnage"},"/d":{"Type":"bind","Source":"/x"}}}"#;
+            "/c":{"Name":"half","Driver":"dunnage","ID":"9f"},"/d":{"Name":"half","Driver":"dunnage"},
+            "/e":{"Type":"bind","Source":"/x"}}}"#;
         std::fs::write(folder.join("config.v2.json"), text).expect("written");
         let ids = HolderIds { root: root.path().to_owned(), containers: vec!["c1".to_owned(), "c2".to_owned()] }.run().expect("read");
         let both = BTreeSet::from(["7f".to_owned(), "8f".to_owned()]);
