@@ -509,5 +509,4 @@ fn busy(users: &[Process]) -> Error {
 }
 
 #[cfg(test)]
-#[path = "planner_tests.rs"]
 mod tests;
