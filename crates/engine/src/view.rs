@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use dunnage_driver::{Capacity, Reach};
-use dunnage_host::Space;
+use dunnage_host::{DeviceNumber, Space};
 use dunnage_model::{DriverName, EndpointName, Error, Holder, OperationId, Result, VolumeId, VolumeInfo, VolumeName, VolumeState};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -50,6 +50,9 @@ pub struct VolumeView {
     pub age: u64,
     /// Where it is mounted on this node.
     pub mountpoint: Option<String>,
+    /// Its device on this node, while it is attached for somebody.
+    #[serde(default)]
+    pub device: Option<DeviceNumber>,
     /// Who holds it.
     pub holders: Vec<Holder>,
     /// The holders whose container is gone.
@@ -115,12 +118,13 @@ impl Engine {
         let now = self.0.settings.clock.now();
         let age = u64::try_from(now.as_second() - seen.as_second()).unwrap_or(0);
         let missing = self.missing(&info.id);
-        let mut view = VolumeView { info, age, mountpoint: None, holders: Vec::new(), missing, jobs: Vec::new() };
+        let mut view = VolumeView { info, age, mountpoint: None, device: None, holders: Vec::new(), missing, jobs: Vec::new() };
         // A look must not make a lane.
         let lane = read(&self.0.lanes).get(&view.info.id).cloned();
         if let Some(lane) = lane {
             let state = lock(&lane.state);
             view.mountpoint = state.entry.staged.map(|_| self.target(&view.info.id).path().display().to_string());
+            view.device = state.entry.staged.map(|staged| staged.device);
             view.holders = state.entry.holders.clone();
             view.jobs = state
                 .jobs

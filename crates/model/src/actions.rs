@@ -27,6 +27,13 @@ actions! {
         /// A compatible volume of that name was there.
         AlreadyThere = "already there",
     }
+    /// What `attach` did.
+    AttachAction {
+        /// Its device appeared for this caller.
+        Attached = "attached",
+        /// Its device was there already; the caller joined the holders.
+        Joined = "already attached, joined",
+    }
     /// What `mount` did.
     MountAction {
         /// The filesystem was mounted for this caller.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunnage_engine::{DriverView, Inspection, VolumeView};
-use dunnage_model::{CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
+use dunnage_model::{AttachAction, CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
 use serde::{Deserialize, Serialize};
 
 /// Where the socket is, in the run directory.
@@ -75,7 +75,16 @@ pub struct Mounted {
     pub path: String,
 }
 
-/// What an unmount came to.
+/// What an attach came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Attached {
+    /// What was done.
+    pub action: AttachAction,
+    /// The device node.
+    pub device: String,
+}
+
+/// What an unmount or a detach came to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Unmounted {
     /// What was done.
