@@ -131,7 +131,7 @@ impl Bench {
 
     /// Asks for a format, which has to be refused; gives what is said.
     async fn refused(&self, path: &Path, fs: FsKind) -> String {
-        let request = FormatRequest { path: path.to_owned(), fs, uuid: uuid::Uuid::new_v4(), uid: 0, gid: 0, mode: 0o755 };
+        let request = FormatRequest::plain(path.to_owned(), fs, uuid::Uuid::new_v4());
         self.host.filesystems.format(&request).await.expect_err("it was formatted").to_string()
     }
 }

@@ -77,7 +77,7 @@ impl Bench<'_> {
         let path = provision.allocate(&new.name).await?;
         let uuid = Uuid::from_u128(7);
         provision.formatting(&new.name, uuid).await?;
-        let request = FormatRequest { path, fs: new.spec.fs, uuid, uid: 0, gid: 0, mode: 0o755 };
+        let request = FormatRequest::plain(path, new.spec.fs, uuid);
         self.host.filesystems.format(&request).await?;
         provision.publish(&new.name).await?;
         Ok(new.name)

@@ -131,6 +131,9 @@ fn describe(inspected: &Inspected) -> String {
         let gone = gone(&volume.missing, holder).map(|gone| format!(" (its container is gone {gone})"));
         ("holder", format!("{holder}{}", gone.unwrap_or_default()))
     }));
+    rows.extend(spec.root_path.iter().map(|path| ("shown", format!("{path} of it"))));
+    rows.extend((!spec.mount_options.is_empty()).then(|| ("mounted with", spec.mount_options.to_string())));
+    rows.extend(spec.hints.iter().map(|(key, value)| ("unheeded", format!("{key}={value}"))));
     rows.extend(spec.labels.iter().map(|(key, value)| ("label", format!("{key}={value}"))));
     rows.extend(
         volume

@@ -21,6 +21,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dunnage_engine::Layout;
 use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Result};
 
 pub use share::Share;
@@ -92,8 +93,10 @@ pub struct Admin {
 /// What holds for all volumes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volumes {
-    /// Mounts appear at `PATH/DRIVER/NAME`.
+    /// Where mounts appear.
     pub path: PathBuf,
+    /// How they lie there.
+    pub layout: Layout,
     /// Whether a volume that another node has is taken from it.
     pub preempt: Preempt,
     /// Who may make volumes.
@@ -206,6 +209,9 @@ impl fmt::Display for CreatePolicy {
     }
 }
 
+/// [`Layout`]'s words; the type is the engine's.
+const LAYOUT_WORDS: &[(&str, Layout)] = &[("by-driver", Layout::ByDriver), ("flat", Layout::Flat)];
+
 /// [`HintPolicy`]'s words; the type is the model's.
 const HINT_WORDS: &[(&str, HintPolicy)] = &[("refuse", HintPolicy::Refuse), ("warn", HintPolicy::Warn)];
 
@@ -268,6 +274,7 @@ impl Config {
             admin: Admin { group: "root".into() },
             volumes: Volumes {
                 path: places.state_dir.join("volumes"),
+                layout: Layout::default(),
                 preempt: Preempt::default(),
                 create: CreatePolicy::default(),
                 hints: HintPolicy::default(),

@@ -105,6 +105,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         node: node.clone(),
         boot: System.id()?,
         volumes: config.volumes.path.clone(),
+        layout: config.volumes.layout,
         ledger: places.run_dir.join("ledger"),
         drivers,
         unavailable,

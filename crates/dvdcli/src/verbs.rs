@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunnage_model::{Error, HintPolicy, parse_options};
+use dunnage_model::{Error, HintPolicy, parse_name, parse_options};
 use serde_json::{Value, json};
 
 use crate::find::Places;
@@ -100,7 +100,10 @@ pub async fn list(plugin: &Plugin) -> Result<Vec<String>> {
 /// A volume that exists is mounted as it is, whatever is asked for. Where Dunnage tells what it is, what differs is said.
 fn tell_differences(volume: &Volume, asked: &Asked) {
     let status = |key: &str| volume.status.as_ref()?.get(key)?.as_str().map(str::to_owned);
-    let options = asked.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+    // What stands in the name counts above what stands beside it.
+    let inside = parse_name(&asked.name).map(|name| name.options).unwrap_or_default();
+    let beside = asked.options.iter().filter(|(key, _)| !inside.iter().any(|(k, _)| k.eq_ignore_ascii_case(key)));
+    let options = inside.iter().chain(beside).map(|(k, v)| (k.as_str(), v.as_str()));
     let Ok(parsed) = parse_options(options, HintPolicy::Warn, "any") else { return };
     let pairs = [("size", parsed.spec.size.map(|size| size.to_string())), ("fs", parsed.spec.fs.map(|fs| fs.to_string()))];
     for (key, wanted) in pairs {

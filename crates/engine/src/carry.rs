@@ -228,6 +228,8 @@ impl Work<'_> {
             uid: spec.uid.unwrap_or(0),
             gid: spec.gid.unwrap_or(0),
             mode: spec.mode.map_or(0o755, dunnage_model::Mode::bits),
+            root_path: spec.root_path.clone(),
+            options: spec.mount_options.clone(),
         })
     }
 
@@ -243,6 +245,8 @@ impl Work<'_> {
             mode: info.spec.access.publish_mode(),
             // A thick volume keeps the space that it was given.
             discard: !info.spec.thick,
+            options: info.spec.mount_options.clone(),
+            root_path: info.spec.root_path.clone(),
         })
     }
 }

@@ -30,8 +30,10 @@ pub struct Settings {
     pub node: NodeId,
     /// Which run of the kernel this is.
     pub boot: BootId,
-    /// Where mounts appear: `PATH/DRIVER/NAME`.
+    /// Where mounts appear.
     pub volumes: PathBuf,
+    /// How they lie there.
+    pub layout: Layout,
     /// Where the ledger is.
     pub ledger: PathBuf,
     /// The configured drivers.
@@ -46,6 +48,16 @@ pub struct Settings {
     pub random: Arc<dyn Random>,
     /// Is told of every step.
     pub watcher: Arc<dyn Watcher>,
+}
+
+/// How mounts lie in the folder of mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// `PATH/DRIVER/NAME`.
+    #[default]
+    ByDriver,
+    /// `PATH/NAME`, as REX-Ray has it. Two drivers cannot have volumes of one name mounted at a time.
+    Flat,
 }
 
 /// One request: who may be told of it, and until when its caller waits.
@@ -135,8 +147,17 @@ impl Engine {
 
     /// Where a volume is when it is mounted.
     pub(crate) fn target(&self, volume: &VolumeId) -> Target {
-        let relative = PathBuf::from(volume.driver.as_str()).join(volume.name.as_str());
-        Target { root: self.0.settings.volumes.clone(), relative }
+        Target { root: self.0.settings.volumes.clone(), relative: self.0.settings.layout.place(volume) }
+    }
+
+    /// Where its holders find it: the folder inside that it is to show, or its root.
+    pub(crate) fn path_of(&self, volume: &VolumeId) -> PathBuf {
+        self.shown_at(volume, self.known(volume).as_deref())
+    }
+
+    pub(crate) fn shown_at(&self, volume: &VolumeId, info: Option<&VolumeInfo>) -> PathBuf {
+        let path = self.target(volume).path();
+        info.and_then(|info| info.spec.root_path.as_ref()).map_or(path.clone(), |inside| path.join(inside.as_str()))
     }
 
     pub(crate) fn driver(&self, name: &DriverName) -> Result<&Arc<dyn Driver>> {
@@ -207,7 +228,7 @@ impl Engine {
     /// Makes sure that the volume is mounted on this node, and publishes it to a caller at that place.
     pub async fn mount(&self, call: &Call, volume: &VolumeId, key: HolderKey) -> Result<Mounted> {
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
-        let path = self.target(volume).path();
+        let path = self.path_of(volume);
         // The claim is there before the work begins: whoever unmounts meanwhile sees it.
         let claim = self.publish(volume, key, &path.display().to_string());
         let action = self.stage(call, volume).await?;
@@ -498,10 +519,26 @@ pub(crate) fn unknown_holder(endpoint: EndpointName, since: Timestamp, target: S
     Holder { key: HolderKey { endpoint, caller }, count: 1, provisional: 0, undecided: 0, since, mode: Default::default(), target }
 }
 
-/// Where a volume of this name would be, for a path of the table of mounts.
-pub(crate) fn volume_of(relative: &std::path::Path) -> Option<VolumeId> {
-    let mut parts = relative.iter();
-    let driver: DriverName = parts.next()?.to_str()?.parse().ok()?;
-    let name: VolumeName = parts.next()?.to_str()?.parse().ok()?;
-    parts.next().is_none().then_some(VolumeId { driver, name })
+impl Layout {
+    /// Where a volume is, beneath the folder of mounts.
+    pub(crate) fn place(self, volume: &VolumeId) -> PathBuf {
+        match self {
+            Layout::ByDriver => PathBuf::from(volume.driver.as_str()).join(volume.name.as_str()),
+            Layout::Flat => PathBuf::from(volume.name.as_str()),
+        }
+    }
+
+    /// The other way round; `owner` says whose volume it is where the path does not.
+    pub(crate) fn volume(self, relative: &std::path::Path, owner: impl FnOnce(&VolumeName) -> Option<DriverName>) -> Option<VolumeId> {
+        let mut parts = relative.iter().map(|part| part.to_str());
+        let driver = match self {
+            Layout::ByDriver => Some(parts.next()??.parse().ok()?),
+            Layout::Flat => None,
+        };
+        let name: VolumeName = parts.next()??.parse().ok()?;
+        if parts.next().is_some() {
+            return None;
+        }
+        Some(VolumeId { driver: driver.or_else(|| owner(&name))?, name })
+    }
 }

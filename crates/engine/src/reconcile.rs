@@ -10,15 +10,16 @@
 //! | nothing | attached, not mounted | detached |
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use dunnage_driver::Driver;
-use dunnage_host::MountEntry;
-use dunnage_model::{DriverName, EndpointName, OperationId, Result, VolumeId, VolumeState};
+use dunnage_host::{DeviceNumber, MountEntry};
+use dunnage_model::{DriverName, EndpointName, OperationId, Result, VolumeId, VolumeName, VolumeState};
 
-use crate::engine::{Call, Engine, Inner, Settings, unknown_holder, volume_of};
+use crate::engine::{Call, Engine, Inner, Settings, unknown_holder};
 use crate::lane::{Lane, lock};
 use crate::ledger::{Entry, Intent, Ledger};
 use crate::planner::{Goal, Staged};
@@ -43,12 +44,11 @@ impl Engine {
         for note in loaded.notes {
             tracing::info!("ledger: {note}");
         }
-        let mut mounted: BTreeMap<VolumeId, MountEntry> =
-            table.into_iter().filter_map(|line| Some((volume_of(&line.relative)?, line))).collect();
+        let mut mounted: BTreeMap<PathBuf, MountEntry> = table.into_iter().map(|line| (line.relative.clone(), line)).collect();
         let mut lanes = BTreeMap::new();
         let mut jobs = Vec::new();
         for mut entry in loaded.entries {
-            let seen = mounted.remove(&entry.volume);
+            let seen = mounted.remove(&settings.layout.place(&entry.volume));
             match judge(&mut entry, seen.as_ref()) {
                 Verdict::Keep => {}
                 Verdict::Run(goal) => jobs.push((entry.volume.clone(), goal)),
@@ -56,7 +56,8 @@ impl Engine {
             ledger.write(&entry)?;
             lanes.insert(entry.volume.clone(), Arc::new(Lane::new(entry)));
         }
-        for (volume, line) in mounted {
+        for (relative, line) in mounted {
+            let Some(volume) = settings.layout.volume(&relative, |name| owner(&settings, name, line.device)) else { continue };
             tracing::warn!(volume = %volume, device = %line.device, "mounted, and the ledger does not know by whom: kept for an unknown holder");
             let mut entry = Entry::new(volume.clone(), settings.boot.clone());
             // No mount number is known; the device is what identifies it.
@@ -199,6 +200,13 @@ impl Engine {
         let call = Call { operation: self.operation(), patience: Duration::ZERO };
         self.submit(&call, volume, goal);
     }
+}
+
+/// Whose volume is mounted, where only its name is known: the driver's whose device it is by the kernel's word; else the first.
+fn owner(settings: &Settings, name: &VolumeName, device: DeviceNumber) -> Option<DriverName> {
+    let has = settings.drivers.iter().find(|driver| driver.has_in_place(name, device));
+    let first = has.or(settings.drivers.first()).map(|driver| driver.name());
+    first.or(settings.unavailable.keys().next()).cloned()
 }
 
 /// The table above, for one entry.

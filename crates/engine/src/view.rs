@@ -123,7 +123,7 @@ impl Engine {
         let lane = read(&self.0.lanes).get(&view.info.id).cloned();
         if let Some(lane) = lane {
             let state = lock(&lane.state);
-            view.mountpoint = state.entry.staged.map(|_| self.target(&view.info.id).path().display().to_string());
+            view.mountpoint = state.entry.staged.map(|_| self.shown_at(&view.info.id, Some(&view.info)).display().to_string());
             view.device = state.entry.staged.map(|staged| staged.device);
             view.holders = state.entry.holders.clone();
             view.jobs = state

@@ -393,6 +393,8 @@ mod another_device_where_a_volume_belongs {
             target: place(machine),
             mode: PublishMode::ReadWrite,
             discard: true,
+            options: dunnage_model::MountOptions::default(),
+            root_path: None,
         };
         machine.fake.mount(&request).await.expect("mounted by hand");
         machine.fake.forget_calls();
@@ -491,7 +493,7 @@ mod a_filesystem_that_is_not_what_was_recorded {
     async fn because_it_is_another_volume_s_law_5_is_neither_formatted_nor_mounted() {
         let other = uuid::Uuid::from_u128(7);
         let error = refused(async |machine| {
-            let request = FormatRequest { path: machine.image("pg"), fs: FsKind::Ext4, uuid: other, uid: 0, gid: 0, mode: 0o755 };
+            let request = FormatRequest::plain(machine.image("pg"), FsKind::Ext4, other);
             machine.fake.format(&request).await.expect("formatted by hand");
         })
         .await;

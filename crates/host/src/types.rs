@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use dunnage_model::{Bytes, FsKind, PublishMode};
+use dunnage_model::{Bytes, FsKind, MountOptions, PublishMode, RootPath};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -106,6 +106,10 @@ pub struct MountRequest {
     pub mode: PublishMode,
     /// What is deleted goes back to the platform.
     pub discard: bool,
+    /// What the user wants besides.
+    pub options: MountOptions,
+    /// The folder inside that must be there for its holders.
+    pub root_path: Option<RootPath>,
 }
 
 /// What a mount came to.
@@ -233,6 +237,17 @@ pub struct FormatRequest {
     pub gid: u32,
     /// Mode of its root.
     pub mode: u32,
+    /// A folder to make in it, with the same owner and mode.
+    pub root_path: Option<RootPath>,
+    /// What it will be mounted with: whether the kernel knows these is found out now.
+    pub options: MountOptions,
+}
+
+impl FormatRequest {
+    /// A filesystem that is root's, with nothing special about it.
+    pub fn plain(path: PathBuf, fs: FsKind, uuid: Uuid) -> Self {
+        FormatRequest { path, fs, uuid, uid: 0, gid: 0, mode: 0o755, root_path: None, options: MountOptions::default() }
+    }
 }
 
 /// What a check came to.

@@ -63,6 +63,8 @@ const KEYS: &[KnownKey] = &[
     key("thick", &[], Acted),
     key("ro", &["readonly"], Acted),
     key("labels", &["label"], Acted),
+    key("mountOptions", &["mount_options"], Acted),
+    key("rootPath", &[], Acted),
     key("overwriteFs", &["overwritefs"], Memento),
     // Guarantees of the platforms and issues to come.
     key("repl", &["ha_level"], Guarantee(ONE)),
@@ -77,7 +79,7 @@ const KEYS: &[KnownKey] = &[
     key("parent", &["snapshot", "snapshotName", "snapshotID"], Guarantee(NONE)),
     key("volumeName", &[], Guarantee(NONE)),
     key("volumeID", &[], Guarantee(NONE)),
-    key("mountOptions", &["mount_options", "fs_format_options"], Guarantee(NONE)),
+    key("fs_format_options", &[], Guarantee(NONE)),
     key("ephemeral", &[], Guarantee(NO)),
     key("compressed", &["dedupe"], Guarantee(NO)),
     key("preempt", &[], Guarantee(NONE)),
@@ -104,26 +106,42 @@ pub fn known_keys() -> &'static [KnownKey] {
     KEYS
 }
 
-fn find(key: &str) -> Option<&'static KnownKey> {
+/// Options whose values are texts of their own, in which other `word=` may stand.
+const FREE: &[&str] = &["labels", "mountOptions", "snap_schedule", "encryptionKey", "export", "proxy_endpoint", "nodes"];
+
+pub(crate) fn is_free(known: &KnownKey) -> bool {
+    FREE.contains(&known.name)
+}
+
+pub(crate) fn find(key: &str) -> Option<&'static KnownKey> {
     KEYS.iter().find(|k| k.name.eq_ignore_ascii_case(key) || k.aliases.iter().any(|a| a.eq_ignore_ascii_case(key)))
 }
 
-/// Takes options apart that stand together, as `size=10,fs=ext4`. A comma or a semicolon begins another option only before
-/// a known `key=`, so that values may have commas; after a key that nobody here knows (another's plugin has its own)
-/// before any `word=`.
+/// Takes options apart that stand together, as `size=10,fs=ext4`. A comma or a semicolon begins another option before a
+/// known `key=`; after a key whose values hold no `=`, or that nobody here knows (another's plugin has its own), before any
+/// `word=`. So values may have commas.
 pub fn split_options(text: &str) -> Vec<&str> {
+    split_at_options(text).map(|(_, option)| option.trim()).collect()
+}
+
+/// The same with the byte at which each begins.
+pub(crate) fn split_at_options(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let key_of = |text: &str| text.split_once('=').map_or("", |(key, _)| key.trim()).to_owned();
     let word = |key: &str| !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "_.-/".contains(c));
+    let known = |key: &str| key.eq_ignore_ascii_case("name") || find(key).is_some();
     let (mut options, mut begin) = (Vec::new(), 0);
     for (at, _) in text.match_indices([',', ';']) {
         let (current, next) = (key_of(&text[begin..]), key_of(&text[at + 1..]));
-        if find(&next).is_some() || (find(&current).is_none() && word(&next)) {
-            options.push(text[begin..at].trim());
+        // A schedule's own words are known as options too.
+        let inside = find(&current).is_some_and(|k| k.name == "snap_schedule")
+            && find(&next).is_some_and(|k| k.name == "snap_schedule" || k.name == "snap_interval");
+        if !inside && (known(&next) || (!find(&current).is_some_and(is_free) && word(&next))) {
+            options.push((begin, &text[begin..at]));
             begin = at + 1;
         }
     }
-    options.push(text[begin..].trim());
-    options
+    options.push((begin, &text[begin..]));
+    options.into_iter()
 }
 
 /// A hint that was given and is not followed.
@@ -154,7 +172,7 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
             let all = KEYS.iter().flat_map(|k| std::iter::once(k.name).chain(k.aliases.iter().copied()));
             let next = match nearest(written, all) {
                 Some(word) => format!("did you mean {word:?}?"),
-                None => "known are size, fs, uid, gid, mode, thick, ro and labels".to_owned(),
+                None => "known are size, fs, uid, gid, mode, thick, ro, mountOptions and labels".to_owned(),
             };
             return Err(Error::invalid(short(written), format!("option {:?} is unknown", short(written)), next));
         };
@@ -180,7 +198,10 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
                 ));
             }
             HintKey => match hints {
-                HintPolicy::Warn => parsed.unheeded.push(Hint { key: written.to_owned(), value: value.to_owned() }),
+                HintPolicy::Warn => {
+                    parsed.spec.hints.insert(known.name.to_owned(), value.chars().take(256).collect());
+                    parsed.unheeded.push(Hint { key: written.to_owned(), value: value.to_owned() });
+                }
                 HintPolicy::Refuse => {
                     return Err(Error::invalid(
                         written,
@@ -218,6 +239,8 @@ fn act(spec: &mut PartialSpec, key: &str, value: &str) -> Result<()> {
         "uid" => spec.uid = Some(number(key, value)?),
         "gid" => spec.gid = Some(number(key, value)?),
         "mode" => spec.mode = Some(value.parse()?),
+        "mountOptions" => spec.mount_options = Some(value.parse()?),
+        "rootPath" => spec.root_path = Some(value.parse()?),
         "thick" => spec.thick = Some(truth(key, value)?),
         "ro" => spec.access = Some(if truth(key, value)? { Access::ManyReaders } else { Access::SingleWriter }),
         _ => labels(&mut spec.labels, value)?,
@@ -342,6 +365,8 @@ mod tests {
             ("size=10,fs=ext4;uid=5", vec!["size=10", "fs=ext4", "uid=5"]),
             ("labels=a=1,b=2,size=5", vec!["labels=a=1,b=2", "size=5"]),
             ("mountOptions=noatime,nodev, size=5", vec!["mountOptions=noatime,nodev", "size=5"]),
+            ("size=10,repll=3", vec!["size=10", "repll=3"]),
+            ("snap_schedule=periodic=60,4;daily=12:00,3;size=5", vec!["snap_schedule=periodic=60,4;daily=12:00,3", "size=5"]),
             ("their=1,other=2,x", vec!["their=1", "other=2,x"]),
             ("size", vec!["size"]),
             ("", vec![""]),

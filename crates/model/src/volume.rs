@@ -7,7 +7,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Bytes, EndpointName, Error, Result, VolumeId};
+use crate::{Access, Bytes, EndpointName, Error, MountOptions, Result, VolumeId};
 
 /// The filesystems that a volume may be asked to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -111,7 +111,61 @@ impl fmt::Display for Mode {
     }
 }
 
-/// What a volume was asked to be: everything here is a guarantee, kept or refused.
+/// A folder inside of a volume: `data`, `a/b`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RootPath(String);
+
+impl RootPath {
+    /// Relative to the volume's root; empty for the root itself.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The volume's root itself.
+    pub fn is_root(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl FromStr for RootPath {
+    type Err = Error;
+    /// Reads `/data`, `data/`, `a/b`; `` and `/` are the volume's root.
+    fn from_str(text: &str) -> Result<Self> {
+        let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+        let good = |part: &&str| *part != ".." && !part.contains(|c: char| c.is_control()) && part.len() <= 255;
+        if text.len() > 1024 || !parts.iter().all(good) {
+            let shown: String = text.chars().take(40).collect();
+            return Err(Error::invalid(
+                "rootPath",
+                format!("rootPath {shown:?} is no path inside a volume"),
+                "use for example rootPath=/data, without '..'",
+            ));
+        }
+        Ok(RootPath(parts.join("/")))
+    }
+}
+
+impl TryFrom<String> for RootPath {
+    type Error = Error;
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<RootPath> for String {
+    fn from(path: RootPath) -> String {
+        path.0
+    }
+}
+
+impl fmt::Display for RootPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "/{}", self.0)
+    }
+}
+
+/// What a volume was asked to be: everything but the hints is a guarantee, kept or refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeSpec {
     /// The device's size; a multiple of 4 KiB.
@@ -134,9 +188,18 @@ pub struct VolumeSpec {
     /// Who may write.
     #[serde(default)]
     pub access: Access,
+    /// The folder inside that holders are given: REX-Ray's `/data`. The root itself when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_path: Option<RootPath>,
+    /// What it is mounted with, besides what all volumes are.
+    #[serde(default, skip_serializing_if = "MountOptions::is_empty")]
+    pub mount_options: MountOptions,
     /// Free words of the user.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// What was asked for and is not followed: no guarantee, but told whenever the volume is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hints: BTreeMap<String, String>,
 }
 
 /// A [`VolumeSpec`] with holes: what one layer (the call, the endpoint, the configuration) says.
@@ -150,7 +213,10 @@ pub struct PartialSpec {
     pub mode: Option<Mode>,
     pub thick: Option<bool>,
     pub access: Option<Access>,
+    pub root_path: Option<RootPath>,
+    pub mount_options: Option<MountOptions>,
     pub labels: BTreeMap<String, String>,
+    pub hints: BTreeMap<String, String>,
 }
 
 impl PartialSpec {
@@ -158,6 +224,8 @@ impl PartialSpec {
     pub fn over(mut self, lower: &PartialSpec) -> PartialSpec {
         let mut labels = lower.labels.clone();
         labels.append(&mut self.labels);
+        let mut hints = lower.hints.clone();
+        hints.append(&mut self.hints);
         PartialSpec {
             size: self.size.or(lower.size),
             fs: self.fs.or(lower.fs),
@@ -166,7 +234,10 @@ impl PartialSpec {
             mode: self.mode.or(lower.mode),
             thick: self.thick.or(lower.thick),
             access: self.access.or(lower.access),
+            root_path: self.root_path.or_else(|| lower.root_path.clone()),
+            mount_options: self.mount_options.or_else(|| lower.mount_options.clone()),
             labels,
+            hints,
         }
     }
 
@@ -194,13 +265,16 @@ impl PartialSpec {
             mode: self.mode,
             thick: self.thick.unwrap_or(false),
             access: self.access.unwrap_or_default(),
+            root_path: self.root_path.filter(|path| !path.is_root()),
+            mount_options: self.mount_options.unwrap_or_default(),
             labels: self.labels,
+            hints: self.hints,
         })
     }
 
     /// What of this, asked explicitly, an existing volume does not have: `size (asked 2GiB, is 1GiB)`.
     ///
-    /// Owner, mode and labels are set at create and then the user's; they are not compared.
+    /// Owner, mode, labels and the folder for holders are set at create and then the user's; they are not compared.
     pub fn differences(&self, existing: &VolumeSpec) -> Vec<String> {
         let mut differs = Vec::new();
         let mut say = |key: &str, asked: Option<String>, is: String| {
@@ -214,6 +288,7 @@ impl PartialSpec {
         say("fs", self.fs.map(|f| f.to_string()), existing.fs.to_string());
         let ro = |access: Access| (access == Access::ManyReaders).to_string();
         say("ro", self.access.map(ro), ro(existing.access));
+        say("mountOptions", self.mount_options.as_ref().map(ToString::to_string), existing.mount_options.to_string());
         say("thick", self.thick.map(|t| t.to_string()), existing.thick.to_string());
         differs
     }

@@ -11,7 +11,9 @@ use super::flaws::{At, Flaws, below, did_you_mean, quoted};
 use super::options::{Giver, Notes, read_options};
 use super::share::Share;
 use super::tree::{self, Node};
-use super::{Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LocalConfig, Places, Preempt, Reconcile, show};
+use super::{
+    Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt, Reconcile, show,
+};
 
 /// Every driver type of the field that is known by name; all but `local` are not in this build.
 const KINDS: &[&str] = &["local", "ceph", "cephfs", "ebs", "virtualbox", "csi"];
@@ -98,6 +100,9 @@ impl Builder<'_> {
     fn volumes(&mut self, mut section: Section<'_>) {
         if let Some(path) = self.file_path(&mut section, "path") {
             self.config.volumes.path = path;
+        }
+        if let Some(layout) = section.get("layout").and_then(|field| field.word(LAYOUT_WORDS, self.flaws)) {
+            self.config.volumes.layout = layout;
         }
         if let Some(preempt) = section.get("preempt").and_then(|field| field.word(Preempt::WORDS, self.flaws)) {
             self.config.volumes.preempt = preempt;

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
+use dunnage_engine::Layout;
 use dunnage_model::{Access, Bytes, PartialSpec};
 
 use super::flaws::printable;
 use super::tree::{Node, Value};
-use super::{Config, DEFAULT_FILE, DriverConfig, HINT_WORDS, LocalConfig, word_of};
+use super::{Config, DEFAULT_FILE, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, Volumes, word_of};
 
 impl Config {
     /// The configuration in effect, as a file that loads to the same. Comments say where it came from, and what of it is
@@ -21,6 +22,7 @@ impl Config {
         let volumes = &self.volumes;
         lines.push(format!("admin:\n  group: {}", scalar(&self.admin.group)));
         lines.push(format!("volumes:\n  path: {}", scalar(&volumes.path.to_string_lossy())));
+        lines.push(format!("  layout: {}  # by-driver | flat", word_of(volumes.layout, LAYOUT_WORDS)));
         lines.push(format!("  preempt: {}  # never | if-dead | always", volumes.preempt));
         lines.push(format!("  create: {}  # on-mount | explicit", volumes.create));
         lines.push(format!("  hints: {}  # refuse | warn", word_of(volumes.hints, HINT_WORDS)));
@@ -86,7 +88,7 @@ pub fn check_report(config: &Config) -> String {
     });
     let volumes = &config.volumes;
     line(format!("admin socket: root and the group {}", config.admin.group));
-    line(format!("volumes: mounted below {}", volumes.path.display()));
+    line(format!("volumes: mounted at {}", place(volumes)));
     line(format!("  preempt {}, create {}, hints {}", volumes.preempt, volumes.create, word_of(volumes.hints, HINT_WORDS)));
     if volumes.private_namespace {
         line("  mounts may stay in a private mount namespace".to_owned());
@@ -126,9 +128,18 @@ pub fn check_report(config: &Config) -> String {
     out
 }
 
+/// Where a volume is mounted, as a pattern.
+fn place(volumes: &Volumes) -> String {
+    let rest = match volumes.layout {
+        Layout::ByDriver => "DRIVER/NAME",
+        Layout::Flat => "NAME",
+    };
+    volumes.path.join(rest).display().to_string()
+}
+
 /// What a layer says, as options and their YAML values.
 fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
-    let PartialSpec { size, fs, uid, gid, mode, thick, access, labels } = spec;
+    let PartialSpec { size, fs, uid, gid, mode, thick, access, root_path, mount_options, labels, hints: _ } = spec;
     let mut pairs: Vec<(&str, Option<String>)> = vec![
         ("size", size.map(exact)),
         ("fs", fs.map(|fs| fs.to_string())),
@@ -137,6 +148,8 @@ fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
         // In quotes: to us 0755 is octal anyway, to other readers of YAML it is seven hundred and fifty-five.
         ("mode", mode.map(|mode| format!("\"{mode}\""))),
         ("thick", thick.map(|thick| thick.to_string())),
+        ("rootPath", root_path.as_ref().map(|path| scalar(&path.to_string()))),
+        ("mountOptions", mount_options.as_ref().map(|options| scalar(&options.to_string()))),
         ("ro", access.map(|access| (access == Access::ManyReaders).to_string())),
     ];
     if !labels.is_empty() {

@@ -21,16 +21,7 @@ fn endpoint(name: &str) -> EndpointName {
 }
 
 fn spec() -> VolumeSpec {
-    VolumeSpec {
-        size: Bytes::gib(1),
-        fs: FsKind::Ext4,
-        uid: None,
-        gid: None,
-        mode: None,
-        thick: false,
-        access: Access::SingleWriter,
-        labels: BTreeMap::new(),
-    }
+    PartialSpec { size: Some(Bytes::gib(1)), ..PartialSpec::default() }.complete().expect("a spec")
 }
 
 fn volume(state: VolumeState) -> VolumeInfo {

@@ -310,6 +310,7 @@ impl Machine {
             node: "n1".parse().expect("node"),
             boot: self.boot.id()?,
             volumes: self.volumes(),
+            layout: dunnage_engine::Layout::default(),
             ledger: self.ledger(),
             drivers,
             unavailable: BTreeMap::new(),

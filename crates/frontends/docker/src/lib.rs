@@ -5,6 +5,7 @@
 
 mod wire;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -20,7 +21,8 @@ use dunnage_driver::Reach;
 use dunnage_engine::{Call, CreateRequest, Engine, VolumeView};
 use dunnage_frontend_unix::{Connection, read_json};
 use dunnage_model::{
-    Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId, parse_options,
+    AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, ParsedOptions, PartialSpec, RemoveAction, Result,
+    VolumeId, VolumeName, parse_name, parse_options,
 };
 use serde_json::json;
 
@@ -95,8 +97,21 @@ impl Frontend {
         Call { operation, patience }
     }
 
+    /// The volume of a name, which may have options in it.
     fn volume(&self, name: &str) -> Result<VolumeId> {
-        Ok(VolumeId { driver: self.endpoint.driver.clone(), name: name.parse()? })
+        Ok(self.id(parse_name(name)?.name))
+    }
+
+    fn id(&self, name: VolumeName) -> VolumeId {
+        VolumeId { driver: self.endpoint.driver.clone(), name }
+    }
+
+    /// What is asked for, by the options in the name over those beside it.
+    fn wish(&self, inline: &[(String, String)], beside: &BTreeMap<String, Option<String>>) -> Result<ParsedOptions> {
+        let parse = |options: Vec<(&str, &str)>| parse_options(options, self.endpoint.hints, self.endpoint.driver.as_str());
+        let above = parse(inline.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect())?;
+        let below = parse(beside.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap_or(""))).collect())?;
+        Ok(ParsedOptions { spec: above.spec.over(&below.spec), unheeded: [above.unheeded, below.unheeded].concat() })
     }
 
     /// The volume, if it is this endpoint's to show. One of another endpoint is not found here, and the answer says
@@ -118,7 +133,8 @@ impl Frontend {
         Ok(HolderKey { endpoint: self.endpoint.name.clone(), caller: Caller::of_plugin(id) })
     }
 
-    fn show<'a>(&'a self, view: &'a VolumeView) -> VolumeAnswer<'a> {
+    /// The volume as it is told. Whoever asks by a name with options in it is told that name: Docker knows it by no other.
+    fn show<'a>(&'a self, view: &'a VolumeView, asked: Option<&'a str>) -> VolumeAnswer<'a> {
         let VolumeView { info, age, mountpoint, holders, .. } = view;
         let status = Status {
             driver: info.id.driver.as_str(),
@@ -130,9 +146,10 @@ impl Frontend {
             age: format!("{age} s"),
             why: info.why.as_deref(),
             labels: &info.spec.labels,
+            hints: &info.spec.hints,
         };
         VolumeAnswer {
-            name: info.id.name.as_str(),
+            name: asked.unwrap_or(info.id.name.as_str()),
             mountpoint: mountpoint.as_deref().unwrap_or_default(),
             created_at: format!("{:.0}", info.created),
             status,
@@ -152,7 +169,8 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: CreateBody = read_json(request).await?;
         let call = frontend.call("Create", &body.name, LONG);
-        let volume = frontend.volume(&body.name)?;
+        let AskedName { name, options } = parse_name(&body.name)?;
+        let volume = frontend.id(name);
         if !frontend.endpoint.creates {
             // What is there already may be "created" again, as dockerd does before each use of a name.
             return match frontend.owned(&volume).await {
@@ -164,9 +182,7 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
                 }
             };
         }
-        let options = body.opts.unwrap_or_default();
-        let pairs: Vec<(&str, &str)> = options.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap_or(""))).collect();
-        let parsed = parse_options(pairs, frontend.endpoint.hints, frontend.endpoint.driver.as_str()).map_err(|e| e.of(&volume.name))?;
+        let parsed = frontend.wish(&options, &body.opts.unwrap_or_default()).map_err(|e| e.of(&volume.name))?;
         let warnings: Vec<String> =
             parsed.unheeded.iter().map(|Hint { key, value }| format!("the hint {key}={value} is not followed")).collect();
         for warning in &warnings {
@@ -236,7 +252,7 @@ async fn get(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let view = frontend.owned(&frontend.volume(&body.name)?).await?;
-        written(&json!({ "Volume": frontend.show(&view), "Err": "" }))
+        written(&json!({ "Volume": frontend.show(&view, Some(&body.name)), "Err": "" }))
     };
     answer(work.await)
 }
@@ -244,7 +260,7 @@ async fn get(frontend: Frontend, request: Request<Body>) -> Response {
 async fn list(frontend: Frontend) -> Response {
     let work = async {
         let views = frontend.engine.list(&frontend.endpoint.driver, Some(&frontend.endpoint.name)).await?;
-        written(&VolumesAnswer { volumes: Each(|| views.iter().map(|view| frontend.show(view))), err: "" })
+        written(&VolumesAnswer { volumes: Each(|| views.iter().map(|view| frontend.show(view, None))), err: "" })
     };
     answer(work.await)
 }

@@ -55,6 +55,9 @@ pub struct Status<'a> {
     pub why: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: &'a BTreeMap<String, String>,
+    /// What was asked for and is not followed.
+    #[serde(rename = "unheeded hints", skip_serializing_if = "BTreeMap::is_empty")]
+    pub hints: &'a BTreeMap<String, String>,
 }
 
 fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use dunnage_model::{Bytes, Error, FsKind, PublishMode, Result};
+use dunnage_model::{Bytes, Error, FsKind, MountOptions, PublishMode, Result};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
@@ -126,7 +126,7 @@ impl Task for Mount {
     type Output = Tried;
 
     fn run(self) -> Result<Tried> {
-        let MountRequest { device, number, fs, uuid, target, mode, discard } = &self.request;
+        let MountRequest { device, number, fs, uuid, target, mode, discard, options, root_path } = &self.request;
         let what = format!("cannot mount {} at {}", device.display(), target.path().display());
         // Held open over the mount: the number cannot become another device's, and what is read here is not read from
         // the disk again.
@@ -170,7 +170,7 @@ impl Task for Mount {
                 rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
                 attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
             }
-            create(&context, device, attributes)
+            create(&context, device, options, attributes)
         };
         let mounted = match configure() {
             Ok(mounted) => mounted,
@@ -189,6 +189,10 @@ impl Task for Mount {
             }
         };
         crash::pass(format_args!("helper/mount.mount/nowhere"));
+        if let (Some(inside), PublishMode::ReadWrite) = (root_path, mode) {
+            // Somebody may have taken it away; REX-Ray made it anew with every mount.
+            make_inside(mounted.as_fd(), inside.as_str()).map_err(refused(format_args!("cannot make {inside} in the volume")))?;
+        }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mounted.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
         let mounted = at(target)?;
@@ -197,17 +201,64 @@ impl Task for Mount {
 }
 
 /// The last steps of a mount that was configured: it is there, and nowhere in the table of mounts yet.
-fn create(context: &OwnedFd, device: &Path, attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+fn create(context: &OwnedFd, device: &Path, options: &MountOptions, mut attributes: MountAttrFlags) -> rustix::io::Result<OwnedFd> {
+    for (key, value) in options.iter() {
+        match (ATTRIBUTES.iter().find(|(word, _)| *word == key), value) {
+            (Some((_, attribute)), None) => attributes |= *attribute,
+            (_, Some(value)) => rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?,
+            (None, None) => rustix::mount::fsconfig_set_flag(context.as_fd(), key)?,
+        }
+    }
     rustix::mount::fsconfig_set_string(context.as_fd(), "source", device)?;
     rustix::mount::fsconfig_create(context.as_fd())?;
     let attributes = attributes | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
     rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// Options that are the mount's; all others are the filesystem's.
+const ATTRIBUTES: &[(&str, MountAttrFlags)] = &[
+    ("noexec", MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ("noatime", MountAttrFlags::MOUNT_ATTR_NOATIME),
+    ("strictatime", MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+    ("nodiratime", MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+    ("relatime", MountAttrFlags::MOUNT_ATTR_RELATIME),
+    ("nosymfollow", MountAttrFlags::MOUNT_ATTR_NOSYMFOLLOW),
+];
+
 /// Mounts a device where no path leads to. It is gone when the descriptor is.
-pub fn mount_nowhere(fs: FsKind, device: &Path) -> rustix::io::Result<OwnedFd> {
-    let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
-    create(&context, device, MountAttrFlags::empty())
+pub fn mount_nowhere(fs: FsKind, device: &Path, options: &MountOptions, what: &str) -> Result<OwnedFd> {
+    let open = || rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC);
+    let context = open().map_err(|e| match e {
+        Errno::NODEV => Error::unavailable(format!("{what}: this kernel has no {fs}"), "use another filesystem, or another kernel"),
+        e => refused(what)(e),
+    })?;
+    create(&context, device, options, MountAttrFlags::empty()).map_err(|e| {
+        let said = kernel_says(&context);
+        // Without them it can be mounted: they are at fault.
+        let at_fault = !options.is_empty()
+            && open().is_ok_and(|plain| create(&plain, device, &MountOptions::default(), MountAttrFlags::empty()).is_ok());
+        if at_fault {
+            let detail = format!("the kernel does not mount {fs} with {options}{said}");
+            return Error::invalid("mountOptions", detail, "leave out what it does not know");
+        }
+        refused(format_args!("{what}{said}"))(e)
+    })
+}
+
+/// Makes a folder in a mounted filesystem, and those above it, and opens it. Nothing leads out: a link on the way is refused.
+pub fn make_inside(root: BorrowedFd<'_>, relative: &str) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let open = |path: &str| rustix::fs::openat2(root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve);
+    let mut folder = open(".")?;
+    let mut path = String::from(".");
+    for part in relative.split('/') {
+        path = format!("{path}/{part}");
+        match rustix::fs::mkdirat(&folder, part, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => folder = open(&path)?,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(folder)
 }
 
 /// The kernel's own words about a mount that failed, as the new mount API gives them.

@@ -5,19 +5,19 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use dunnage_model::{Error, FsKind, Kind, Result};
 use rustix::fs::{AtFlags, Gid, OFlags, SeekFrom as Sparse, Uid};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 use super::loops::configure_passing;
-use super::mounts::mount_nowhere;
+use super::mounts::{make_inside, mount_nowhere};
 use super::sys::{failed, refused};
 use crate::crash;
 use crate::helpers::{Runner, Task, run};
@@ -149,21 +149,21 @@ impl Task for Dress {
     type Output = ();
 
     fn run(self) -> Result<()> {
-        let FormatRequest { path, fs, uid, gid, mode, .. } = &self.request;
+        let FormatRequest { path, fs, uid, gid, mode, root_path, options, .. } = &self.request;
         let what = format!("cannot prepare the new {fs} in {}", path.display());
         let device = configure_passing(path)?;
-        let mounted = mount_nowhere(*fs, &device.path).map_err(|e| match e {
-            Errno::NODEV => Error::unavailable(format!("{what}: this kernel has no {fs}"), "use another filesystem, or another kernel"),
-            e => refused(&what)(e),
-        })?;
+        let mounted = mount_nowhere(*fs, &device.path, options, &what)?;
         crash::pass(format_args!("helper/fs.dress/mounted"));
         let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
             .map_err(refused(&what))?;
         if *fs == FsKind::Ext4 {
             rustix::fs::unlinkat(&root, "lost+found", AtFlags::REMOVEDIR).map_err(refused(&what))?;
         }
-        rustix::fs::fchown(&root, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid))).map_err(refused(&what))?;
-        rustix::fs::fchmod(&root, rustix::fs::Mode::from_raw_mode(*mode)).map_err(refused(&what))?;
+        let inside = root_path.as_ref().map(|path| make_inside(root.as_fd(), path.as_str())).transpose().map_err(refused(&what))?;
+        for folder in inside.iter().chain([&root]) {
+            rustix::fs::fchown(folder, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid))).map_err(refused(&what))?;
+            rustix::fs::fchmod(folder, rustix::fs::Mode::from_raw_mode(*mode)).map_err(refused(&what))?;
+        }
         rustix::fs::syncfs(&root).map_err(refused(&what))
     }
 }
