@@ -9,6 +9,7 @@ mod build;
 mod fields;
 mod flaws;
 mod options;
+pub mod rexray;
 mod share;
 mod show;
 #[cfg(test)]
@@ -75,6 +76,8 @@ pub struct Config {
     pub drivers: BTreeMap<DriverName, DriverConfig>,
     /// The endpoints of the Docker volume plugin API, in the file's order.
     pub docker: Vec<DockerEndpoint>,
+    /// A REX-Ray configuration's keys, and what became of each; nothing of one of our own.
+    pub told: Vec<rexray::Told>,
     /// What the file asks for and this version accepts without acting on it: sentences for people, each of which begins
     /// with the key.
     pub not_served: Vec<String>,
@@ -101,6 +104,8 @@ pub struct Volumes {
     pub preempt: Preempt,
     /// Who may make volumes.
     pub create: CreatePolicy,
+    /// What becomes of a volume that is there and was not made by us.
+    pub adopt: Adopt,
     /// What happens to hints that a driver cannot follow, where the endpoint says nothing.
     pub hints: HintPolicy,
     /// The daemon may serve though its mounts do not reach PID 1's mount namespace: for tests and
@@ -209,6 +214,46 @@ impl fmt::Display for CreatePolicy {
     }
 }
 
+/// What becomes of a volume that is on the platform and was not made by us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Adopt {
+    /// It is not seen before somebody says `volume adopt`.
+    #[default]
+    Explicit,
+    /// It is adopted by the endpoint at which it is first asked for by name.
+    WhenNamed,
+}
+
+impl Adopt {
+    const WORDS: &'static [(&'static str, Adopt)] = &[("explicit", Adopt::Explicit), ("when-named", Adopt::WhenNamed)];
+}
+
+impl fmt::Display for Adopt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word_of(*self, Self::WORDS))
+    }
+}
+
+/// Who may remove volumes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RemovePolicy {
+    /// Whoever uses the endpoint.
+    #[default]
+    Allow,
+    /// Only `dunnage volume rm` does.
+    Refuse,
+}
+
+impl RemovePolicy {
+    const WORDS: &'static [(&'static str, RemovePolicy)] = &[("allow", RemovePolicy::Allow), ("refuse", RemovePolicy::Refuse)];
+}
+
+impl fmt::Display for RemovePolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(word_of(*self, Self::WORDS))
+    }
+}
+
 /// [`Layout`]'s words; the type is the engine's.
 const LAYOUT_WORDS: &[(&str, Layout)] = &[("by-driver", Layout::ByDriver), ("flat", Layout::Flat)];
 
@@ -264,6 +309,12 @@ pub struct DockerEndpoint {
     pub hints: HintPolicy,
     /// What the endpoint itself says; [`Volumes::defaults`] lie below it.
     pub defaults: PartialSpec,
+    /// Who may make volumes here.
+    pub create: CreatePolicy,
+    /// Who may remove them.
+    pub remove: RemovePolicy,
+    /// Whether a volume that another node has is taken from it.
+    pub preempt: Preempt,
 }
 
 impl Config {
@@ -277,6 +328,7 @@ impl Config {
                 layout: Layout::default(),
                 preempt: Preempt::default(),
                 create: CreatePolicy::default(),
+                adopt: Adopt::default(),
                 hints: HintPolicy::default(),
                 private_namespace: false,
                 defaults: PartialSpec { size: Some(Bytes::gib(16)), fs: Some(FsKind::Ext4), ..PartialSpec::default() },
@@ -284,6 +336,7 @@ impl Config {
             holders: Holders::default(),
             drivers: BTreeMap::new(),
             docker: Vec::new(),
+            told: Vec::new(),
             not_served: Vec::new(),
             as_written: BTreeMap::new(),
         };
@@ -295,40 +348,55 @@ impl Config {
                 driver: local,
                 hints: HintPolicy::default(),
                 defaults: PartialSpec::default(),
+                create: CreatePolicy::default(),
+                remove: RemovePolicy::default(),
+                preempt: Preempt::default(),
             });
         }
         config
     }
 
-    /// Reads the file that `places` names, or [`DEFAULT_FILE`] if that exists, or takes [`Config::builtin`].
+    /// Reads the file that `places` names, or [`DEFAULT_FILE`] if that exists, or REX-Ray's if one exists, or takes
+    /// [`Config::builtin`].
     ///
     /// Errors: `not_found` when the named file is missing; `invalid_argument` with the first wrong key, and all that is
     /// wrong in the text, when the file is not good; what the system said when it cannot be read.
     pub fn load(places: &Places) -> Result<Config> {
-        Self::load_or(places, Path::new(DEFAULT_FILE))
+        Self::load_or(places, Path::new(DEFAULT_FILE), &|name| std::env::var(name).ok())
     }
 
-    /// [`Config::load`] with another default file, so that a test need not touch `/etc`.
-    fn load_or(places: &Places, default: &Path) -> Result<Config> {
+    /// [`Config::load`] with another default file and environment, so that a test need not touch those of the machine.
+    fn load_or(places: &Places, default: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
         for (flag, dir) in [("state-dir", &places.state_dir), ("run-dir", &places.run_dir), ("plugin-dir", &places.plugin_dir)] {
             if !dir.is_absolute() {
                 let next = format!("give --{flag} a path that begins with '/'");
                 return Err(Error::invalid(flag, format!("{} is not an absolute path", dir.display()), next));
             }
         }
-        let file = match &places.config {
-            Some(file) => file,
-            // A link that leads nowhere is somebody's mistake, not the absence of a configuration.
-            None if std::fs::symlink_metadata(default).is_err_and(|e| e.kind() == ErrorKind::NotFound) => {
-                return Ok(Self::builtin(places));
-            }
-            None => default,
-        };
-        let bytes = read_file(file)?;
-        let mut config = build::from_bytes(&bytes, file, places)?;
-        config.source = Some(file.to_owned());
+        // A link that leads nowhere is somebody's mistake, not the absence of a configuration.
+        let there = |file: &PathBuf| !std::fs::symlink_metadata(file).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+        let home = rexray::Home::of(environment);
+        let file = places.config.clone().or_else(|| std::iter::once(default.to_owned()).chain(home.files()).find(there));
+        let Some(file) = file else { return Ok(Self::builtin(places)) };
+        let variables = variables(&home.variables())?;
+        let environment = |name: &str| environment(name).or_else(|| variables.get(name).cloned());
+        let bytes = read_file(&file)?;
+        let mut config = build::from_bytes(&bytes, &file, places, &environment)?;
+        config.source = Some(file);
         Ok(config)
     }
+}
+
+/// The variables in a file of `KEY=VALUE` lines, as systemd reads them; none if there is no such file.
+fn variables(file: &Path) -> Result<BTreeMap<String, String>> {
+    let bytes = match read_file(file) {
+        Err(e) if e.word() == "not_found" => return Ok(BTreeMap::new()),
+        bytes => bytes?,
+    };
+    let text = String::from_utf8_lossy(&bytes);
+    let lines = text.lines().map(str::trim).filter(|line| !line.starts_with(['#', ';']));
+    let bare = |value: &str| value.trim().trim_matches(['"', '\'']).to_owned();
+    Ok(lines.filter_map(|line| line.split_once('=')).map(|(key, value)| (key.trim().to_owned(), bare(value))).collect())
 }
 
 /// Reads a file of at most [`MAX_FILE`] bytes; a pipe will do too.

@@ -70,6 +70,9 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     for sentence in &config.not_served {
         tracing::warn!("{sentence}");
     }
+    for told in &config.told {
+        tracing::info!(key = told.key, place = told.place, "{}: {}", told.fate.word(), told.what);
+    }
     // Signals are heard from here on: one that comes while we start stops us when we have.
     let failed = |e: std::io::Error| Error::os("cannot listen for signals", &e);
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

@@ -14,7 +14,7 @@ use dunnage_model::{EndpointName, Error, Result};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::config::{Config, CreatePolicy, DockerEndpoint, Places};
+use crate::config::{Adopt, Config, CreatePolicy, DockerEndpoint, Places, RemovePolicy};
 
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -166,7 +166,9 @@ fn endpoint(e: &DockerEndpoint, config: &Config) -> Endpoint {
         driver: e.driver.clone(),
         hints: e.hints,
         defaults: e.defaults.clone().over(&config.volumes.defaults),
-        creates: config.volumes.create == CreatePolicy::OnMount,
+        creates: e.create == CreatePolicy::OnMount,
+        removes: e.remove == RemovePolicy::Allow,
+        adopts: config.volumes.adopt == Adopt::WhenNamed,
     }
 }
 

@@ -12,17 +12,38 @@ use super::options::{Giver, Notes, read_options};
 use super::share::Share;
 use super::tree::{self, Node};
 use super::{
-    Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt, Reconcile, show,
+    Adopt, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt, Reconcile,
+    RemovePolicy, rexray, show,
 };
 
 /// Every driver type of the field that is known by name; all but `local` are not in this build.
-const KINDS: &[&str] = &["local", "ceph", "cephfs", "ebs", "virtualbox", "csi"];
+const KINDS: &[&str] = &[
+    "local",
+    "ceph",
+    "cephfs",
+    "ebs",
+    "virtualbox",
+    "csi",
+    "vfs",
+    "efs",
+    "s3fs",
+    "gcepd",
+    "dobs",
+    "cinder",
+    "azureud",
+    "scaleio",
+    "isilon",
+    "fittedcloud",
+    "rackspace",
+    "xtremio",
+    "vmax",
+];
 
 /// The longest path of a unix socket, its closing zero included: `sun_path` of unix(7).
 const SUN_PATH: usize = 108;
 
 /// Reads the bytes of a file; `file` is what messages call it.
-pub(super) fn from_bytes(bytes: &[u8], file: &Path, places: &Places) -> Result<Config> {
+pub(super) fn from_bytes(bytes: &[u8], file: &Path, places: &Places, environment: &dyn Fn(&str) -> Option<String>) -> Result<Config> {
     let mut flaws = Flaws::default();
     let mut config = Config::builtin(places);
     match std::str::from_utf8(bytes) {
@@ -31,7 +52,11 @@ pub(super) fn from_bytes(bytes: &[u8], file: &Path, places: &Places) -> Result<C
             let root = tree::parse(text.strip_prefix('\u{feff}').unwrap_or(text), &mut flaws);
             if let Some(root) = &root {
                 let (written, named) = (BTreeMap::new(), BTreeSet::new());
-                Builder { places, config: &mut config, flaws: &mut flaws, written, named }.read(root);
+                if rexray::is_one(root) {
+                    rexray::read(root, environment, places, &mut config, &mut flaws);
+                }
+                let builder = Builder { places, config: &mut config, flaws: &mut flaws, written, named };
+                if rexray::is_one(root) { builder.keep_apart() } else { builder.read(root) }
             }
         }
         Err(error) => not_utf8(bytes.get(..error.valid_up_to()).unwrap_or_default(), &mut flaws),
@@ -78,8 +103,8 @@ impl Builder<'_> {
             None => self.builtin_endpoint(),
         }
         root.end(self.flaws);
-        self.keep_apart();
         self.config.not_served.sort();
+        self.keep_apart();
     }
 
     fn admin(&mut self, mut section: Section<'_>) {
@@ -109,6 +134,9 @@ impl Builder<'_> {
         }
         if let Some(create) = section.get("create").and_then(|field| field.word(CreatePolicy::WORDS, self.flaws)) {
             self.config.volumes.create = create;
+        }
+        if let Some(adopt) = section.get("adopt").and_then(|field| field.word(Adopt::WORDS, self.flaws)) {
+            self.config.volumes.adopt = adopt;
         }
         if let Some(hints) = section.get("hints").and_then(|field| field.word(HINT_WORDS, self.flaws)) {
             self.config.volumes.hints = hints;
@@ -221,6 +249,8 @@ impl Builder<'_> {
     fn builtin_endpoint(&mut self) {
         for endpoint in &mut self.config.docker {
             endpoint.hints = self.config.volumes.hints;
+            endpoint.create = self.config.volumes.create;
+            endpoint.preempt = self.config.volumes.preempt;
         }
         if let Some(missing) = self.config.docker.iter().find(|endpoint| !self.has_driver(&endpoint.driver)) {
             let (endpoint, driver) = (&missing.name, &missing.driver);
@@ -262,8 +292,19 @@ impl Builder<'_> {
             let notes = Notes { not_served: &mut self.config.not_served, as_written: &mut self.config.as_written };
             read_options(&field, &giver, hints, &self.config.volumes.defaults, notes, self.flaws)
         });
+        let create = section.get("create").and_then(|field| field.word(CreatePolicy::WORDS, self.flaws));
+        let remove = section.get("remove").and_then(|field| field.word(RemovePolicy::WORDS, self.flaws));
+        let preempt = section.get("preempt").and_then(|field| field.word(Preempt::WORDS, self.flaws));
         section.end(self.flaws);
-        Some(DockerEndpoint { name: name?, driver: driver?, hints, defaults })
+        Some(DockerEndpoint {
+            name: name?,
+            driver: driver?,
+            hints,
+            defaults,
+            create: create.unwrap_or(self.config.volumes.create),
+            remove: remove.unwrap_or_default(),
+            preempt: preempt.unwrap_or(self.config.volumes.preempt),
+        })
     }
 
     fn endpoint_name(&mut self, endpoint: &Field<'_>, name: Option<Field<'_>>) -> Option<EndpointName> {
@@ -316,7 +357,7 @@ impl Builder<'_> {
 
     /// Pools and the mounts' folder may not lie in each other: a mount would look like an image's folder, a volume named
     /// like another pool would be made inside it, and the daemon would count the one as the other's data.
-    fn keep_apart(&mut self) {
+    fn keep_apart(mut self) {
         let mut folders = vec![("volumes.path".to_owned(), self.config.volumes.path.clone())];
         for (name, driver) in &self.config.drivers {
             if let DriverConfig::Local(local) = driver {

@@ -67,8 +67,7 @@ impl<'t> Section<'t> {
 
     fn advice(&self, key: &str) -> String {
         if self.path.is_empty() && ["rexray", "libstorage"].iter().any(|word| key.eq_ignore_ascii_case(word)) {
-            return "this is a REX-Ray configuration, which this version does not read: write it anew, as 'dunnage config show' has it"
-                .to_owned();
+            return "sections of REX-Ray's and of ours do not go together: keep to one kind".to_owned();
         }
         match key.split_once(':') {
             Some((before, _)) if self.known.contains(&before) => "put a space behind the colon".to_owned(),

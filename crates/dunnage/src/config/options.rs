@@ -67,6 +67,11 @@ pub(super) fn read_options(
         let known = find(key);
         if let Some(why) = known.and_then(|known| not_acted_on(known, &text, giver, hints)) {
             notes.not_served.push(format!("{}: {why}", option.path));
+            let told_with_each_volume = hints == HintPolicy::Warn && known.is_some_and(|known| known.class == KeyClass::Hint);
+            if told_with_each_volume {
+                good.push((key, text, option));
+                continue;
+            }
             if !known.is_some_and(is_secret) {
                 notes.as_written.insert(option.path.clone(), show::node(option.node));
             }

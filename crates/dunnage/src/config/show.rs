@@ -7,7 +7,8 @@ use dunnage_model::{Access, Bytes, PartialSpec};
 
 use super::flaws::printable;
 use super::tree::{Node, Value};
-use super::{Config, DEFAULT_FILE, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, Volumes, word_of};
+use super::{Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, Volumes, word_of};
+use crate::output;
 
 impl Config {
     /// The configuration in effect, as a file that loads to the same. Comments say where it came from, and what of it is
@@ -25,6 +26,7 @@ impl Config {
         lines.push(format!("  layout: {}  # by-driver | flat", word_of(volumes.layout, LAYOUT_WORDS)));
         lines.push(format!("  preempt: {}  # never | if-dead | always", volumes.preempt));
         lines.push(format!("  create: {}  # on-mount | explicit", volumes.create));
+        lines.push(format!("  adopt: {}  # explicit | when-named", volumes.adopt));
         lines.push(format!("  hints: {}  # refuse | warn", word_of(volumes.hints, HINT_WORDS)));
         lines.push(format!("  private_namespace: {}", volumes.private_namespace));
         lines.push(format!("  defaults: {}", self.options("volumes.defaults", &volumes.defaults)));
@@ -50,9 +52,12 @@ impl Config {
         lines.push(format!("endpoints:\n  docker:{}", if self.docker.is_empty() { " []" } else { "" }));
         for (index, endpoint) in self.docker.iter().enumerate() {
             lines.push(format!(
-                "    - name: {}\n      driver: {}\n      hints: {}\n      defaults: {}",
+                "    - name: {}\n      driver: {}\n      create: {}\n      remove: {}\n      preempt: {}\n      hints: {}\n      defaults: {}",
                 scalar(endpoint.name.as_str()),
                 scalar(endpoint.driver.as_str()),
+                endpoint.create,
+                endpoint.remove,
+                endpoint.preempt,
                 word_of(endpoint.hints, HINT_WORDS),
                 self.options(&format!("endpoints.docker[{index}].defaults"), &endpoint.defaults),
             ));
@@ -89,7 +94,13 @@ pub fn check_report(config: &Config) -> String {
     let volumes = &config.volumes;
     line(format!("admin socket: root and the group {}", config.admin.group));
     line(format!("volumes: mounted at {}", place(volumes)));
-    line(format!("  preempt {}, create {}, hints {}", volumes.preempt, volumes.create, word_of(volumes.hints, HINT_WORDS)));
+    line(format!(
+        "  preempt {}, create {}, adopt {}, hints {}",
+        volumes.preempt,
+        volumes.create,
+        volumes.adopt,
+        word_of(volumes.hints, HINT_WORDS)
+    ));
     if volumes.private_namespace {
         line("  mounts may stay in a private mount namespace".to_owned());
     }
@@ -118,12 +129,19 @@ pub fn check_report(config: &Config) -> String {
         }
         let hints = word_of(endpoint.hints, HINT_WORDS);
         line(format!("  {}: driver {}, hints {hints}, defaults{said}", endpoint.name, endpoint.driver));
+        let DockerEndpoint { create, remove, preempt, .. } = endpoint;
+        line(format!("    create {create}, remove {remove}, preempt {preempt}"));
     }
     if !config.not_served.is_empty() {
         line("not acted on:".to_owned());
     }
     for what in &config.not_served {
         line(format!("  {what}"));
+    }
+    if !config.told.is_empty() {
+        let rows = config.told.iter().map(|told| [&*told.key, &*told.place, told.fate.word(), &*told.what].map(printable).to_vec());
+        out += "\nREX-Ray's keys:\n";
+        out += &output::table(&["KEY", "WHERE", "IS", "INTO WHAT, OR WHY"], rows);
     }
     out
 }
@@ -139,7 +157,7 @@ fn place(volumes: &Volumes) -> String {
 
 /// What a layer says, as options and their YAML values.
 fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
-    let PartialSpec { size, fs, uid, gid, mode, thick, access, root_path, mount_options, labels, hints: _ } = spec;
+    let PartialSpec { size, fs, uid, gid, mode, thick, access, root_path, mount_options, labels, hints } = spec;
     let mut pairs: Vec<(&str, Option<String>)> = vec![
         ("size", size.map(exact)),
         ("fs", fs.map(|fs| fs.to_string())),
@@ -156,6 +174,7 @@ fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
         let inner: Vec<String> = labels.iter().map(|(key, value)| format!("{}: {}", scalar(key), scalar(value))).collect();
         pairs.push(("labels", Some(format!("{{ {} }}", inner.join(", ")))));
     }
+    pairs.extend(hints.iter().map(|(key, value)| (key.as_str(), Some(scalar(value)))));
     pairs.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
 }
 

@@ -65,7 +65,7 @@ fn places() -> Places {
 }
 
 fn read(text: &str) -> Result<Config> {
-    build::from_bytes(text.as_bytes(), Path::new("cfg.yml"), &places())
+    build::from_bytes(text.as_bytes(), Path::new("cfg.yml"), &places(), &|_| None)
 }
 
 fn good(text: &str) -> Config {
@@ -128,7 +128,7 @@ fn an_empty_file_has_all_the_defaults() {
 #[test]
 fn without_a_file_the_built_in_configuration_holds() {
     let dir = tempfile::tempdir().expect("dir");
-    let config = Config::load_or(&places(), &dir.path().join("none.yml")).expect("built in");
+    let config = Config::load_or(&places(), &dir.path().join("none.yml"), &|_| None).expect("built in");
     assert_eq!(config, Config::builtin(&places()));
     assert_eq!(config.source, None);
 }
@@ -138,7 +138,7 @@ fn the_default_file_is_read_when_it_exists() {
     let dir = tempfile::tempdir().expect("dir");
     let file = dir.path().join("config.yml");
     std::fs::write(&file, "admin: { group: adm }").expect("write");
-    let config = Config::load_or(&places(), &file).expect("good");
+    let config = Config::load_or(&places(), &file, &|_| None).expect("good");
     assert_eq!(config.admin.group, "adm");
     assert_eq!(config.source, Some(file));
 }
@@ -148,7 +148,7 @@ fn a_default_file_that_is_a_link_to_nowhere_is_an_error() {
     let dir = tempfile::tempdir().expect("dir");
     let link = dir.path().join("config.yml");
     std::os::unix::fs::symlink("/nowhere/at/all", &link).expect("link");
-    assert_eq!(Config::load_or(&places(), &link).expect_err("dangling").kind, Kind::NotFound);
+    assert_eq!(Config::load_or(&places(), &link, &|_| None).expect_err("dangling").kind, Kind::NotFound);
 }
 
 #[test]
@@ -204,8 +204,8 @@ fn a_word_like_no_key_gets_the_keys_that_are_known() {
 }
 
 #[test]
-fn a_rexray_configuration_is_recognized() {
-    says("rexray:\n  logLevel: warn\n", &["REX-Ray"]);
+fn sections_of_rex_ray_s_and_of_ours_in_one_file_are_refused() {
+    says("rexray:\n  logLevel: warn\nvolumes: {}\n", &["do not go together"]);
 }
 
 #[test]
@@ -517,7 +517,7 @@ fn a_colon_without_a_space_is_recognized() {
 
 #[test]
 fn text_that_is_not_utf_8_has_its_place() {
-    let error = build::from_bytes(b"admin:\n  group: \xe9\n", Path::new("cfg.yml"), &places()).expect_err("latin 1");
+    let error = build::from_bytes(b"admin:\n  group: \xe9\n", Path::new("cfg.yml"), &places(), &|_| None).expect_err("latin 1");
     assert!(error.to_string().contains("cfg.yml:2:10: this is not UTF-8"), "{error}");
 }
 
@@ -644,7 +644,7 @@ fn a_mutated_file_is_read_or_refused_with_places_and_never_panics() {
         for _ in 0..=lcg.below(3) {
             mutate(&mut bytes, &mut lcg);
         }
-        match build::from_bytes(&bytes, Path::new("cfg.yml"), &places()) {
+        match build::from_bytes(&bytes, Path::new("cfg.yml"), &places(), &|_| None) {
             Ok(config) => {
                 taken += 1;
                 let mut again = good(&config.to_yaml());

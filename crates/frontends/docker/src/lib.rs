@@ -46,6 +46,10 @@ pub struct Endpoint {
     pub defaults: PartialSpec,
     /// Create makes volumes; false where only the command line does.
     pub creates: bool,
+    /// Remove removes volumes; false where only the command line does.
+    pub removes: bool,
+    /// A volume that is there and was not made by us is adopted when it is named.
+    pub adopts: bool,
 }
 
 /// An endpoint that may be configured anew while it is served.
@@ -201,6 +205,11 @@ async fn remove(frontend: Frontend, request: Request<Body>) -> Response {
         let call = frontend.call("Remove", &body.name, SHORT);
         let volume = frontend.volume(&body.name)?;
         frontend.owned(&volume).await?;
+        if !frontend.endpoint.removes {
+            let detail = format!("endpoint {} removes no volumes (remove: refuse)", frontend.endpoint.name);
+            let next = format!("remove it with 'dunnage volume rm {}'", volume.name);
+            return Err(Error::new(dunnage_model::Kind::Permission, detail, next).of(&volume.name));
+        }
         match frontend.engine.remove(&call, &volume).await? {
             RemoveAction::Removed => Ok(Answer::Done),
             RemoveAction::NotThere => Err(Error::no_volume(&volume.name)),
