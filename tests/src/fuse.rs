@@ -14,17 +14,7 @@ use fuser::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{BOUND, eventually, is_mounted, kernel};
-
-/// Runs a line of shell that has to work; gives what it printed. What tests do to files inside a volume they do so, or
-/// the open file would be inherited for a moment by what another test starts, and keep the volume busy.
-#[track_caller]
-pub fn sh(line: &str) -> String {
-    let output = Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).output().expect("sh");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{line}: {} {said}", output.status);
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
-}
+use crate::{BOUND, eventually, is_mounted, kernel, sh};
 
 /// A small ext4 filesystem of the test's own.
 pub struct Disk {

@@ -54,6 +54,8 @@ pub struct Node {
     pub env: Vec<(String, String)>,
     /// How much it logs; `None` is what a user gets.
     pub log_level: Option<&'static str>,
+    /// The endpoint that a test speaks to.
+    pub endpoint: &'static str,
     /// Where the plugin sockets go; its own folder unless a test says otherwise.
     pub plugins: PathBuf,
     child: Option<Child>,
@@ -82,12 +84,22 @@ impl Ran {
     }
 }
 
+/// Runs a line of shell that has to work; gives what it printed. What tests do to files inside a volume they do so, or
+/// the open file would be inherited for a moment by what another test starts, and keep the volume busy.
+#[track_caller]
+pub fn sh(line: &str) -> String {
+    let output = Command::new("sh").args(["-ec", line]).stdin(Stdio::null()).output().expect("sh");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line}: {} {said}", output.status);
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
+}
+
 impl Node {
     /// A node whose daemon does not run yet.
     pub fn new() -> Node {
         let folder = scratch();
         let plugins = folder.join("plugins");
-        Node { folder, env: Vec::new(), log_level: Some("debug"), plugins, child: None }
+        Node { folder, env: Vec::new(), log_level: Some("debug"), endpoint: "dunnage", plugins, child: None }
     }
 
     /// A node with a running daemon.
@@ -123,7 +135,7 @@ impl Node {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.plugins.join("dunnage.sock")
+        self.plugins.join(format!("{}.sock", self.endpoint))
     }
 
     /// A command of the binary, with this node's places.

@@ -1,7 +1,7 @@
 //! A machine that has started anew, as far as a daemon can tell: the kernel's boot id is another one. That is not a thing
 //! of one namespace, so it is a file that is mounted over the kernel's; for all tests in here, of which there is one.
 
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted};
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

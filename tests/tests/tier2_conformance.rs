@@ -10,7 +10,8 @@ use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
 use dunnage_host::{Detached, Host, LoopRequest};
-use dunnage_tests::fuse::{Store, sh};
+use dunnage_tests::fuse::Store;
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, binary, kernel, scratch};
 
 const LIMITS: Limits = Limits { reserve_permille: 0, warn_permille: 1000, overcommit_permille: None };

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, http, is_mounted, kernel};
 use serde_json::{Value, json};
 

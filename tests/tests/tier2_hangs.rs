@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dunnage_tests::fuse::{Store, sh};
+use dunnage_tests::fuse::Store;
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, http, is_mounted};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{Node, binary, scratch};
 use serde_json::json;
 

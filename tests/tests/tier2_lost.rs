@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel};
 use serde_json::{Value, json};
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel};
 use serde_json::json;
 

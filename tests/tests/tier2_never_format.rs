@@ -10,7 +10,7 @@ use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
 use dunnage_host::{FormatRequest, Host};
 use dunnage_model::FsKind;
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{Node, binary, scratch};
 use serde_json::json;
 

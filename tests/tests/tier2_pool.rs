@@ -3,7 +3,8 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 
-use dunnage_tests::fuse::{Disk, Store, sh};
+use dunnage_tests::fuse::{Disk, Store};
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, kernel};
 use serde_json::json;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use dunnage_tests::docker::Bench;
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{Ran, binary, is_mounted};
 use serde_json::json;
 

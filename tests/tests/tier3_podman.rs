@@ -1,8 +1,9 @@
 //! The real Podman against the real daemon. Podman has no daemon of its own; it counts the containers of a volume itself,
 //! sends one constant ID for all of them, and waits five seconds.
 
-use dunnage_tests::fuse::{Store, sh};
+use dunnage_tests::fuse::Store;
 use dunnage_tests::podman::{Bench, PODMAN_ID};
+use dunnage_tests::sh;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel};
 use serde_json::Value;
 

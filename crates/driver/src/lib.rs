@@ -9,8 +9,8 @@ pub mod conformance;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use dunnage_host::{Detached, DeviceNumber, Space};
-use dunnage_model::{Bytes, DriverName, EndpointName, Error, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec};
+use dunnage_host::{Detached, DeviceNumber, KnownFs, Probe, Space};
+use dunnage_model::{Bytes, DriverName, EndpointName, Error, RemoveAction, Result, RootPath, VolumeInfo, VolumeName, VolumeSpec};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -121,6 +121,58 @@ pub trait Driver: Send + Sync {
 
     /// The capability to make and remove volumes, if the driver has it.
     fn provision(&self) -> Option<&dyn Provision>;
+
+    /// The capability to take what somebody else has made, if the driver has it.
+    fn adopt(&self) -> Option<&dyn Adopt>;
+}
+
+/// Something on the platform that looks like a volume and was not made by us.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stranger {
+    /// The name that it would have.
+    pub name: VolumeName,
+    /// Where it is, as people know it.
+    pub place: String,
+    /// Its size.
+    pub size: Bytes,
+    /// What is on it.
+    pub found: Probe,
+    /// It is a copy of this volume: its filesystem has the same UUID.
+    pub copy_of: Option<VolumeName>,
+}
+
+/// How a stranger becomes a volume of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Its name.
+    pub name: VolumeName,
+    /// The endpoint that will list it.
+    pub endpoint: EndpointName,
+    /// The filesystem that is on it; nothing for a volume of ours that only changes its endpoint.
+    pub fs: Option<KnownFs>,
+    /// The folder inside that its holders are given.
+    pub root_path: Option<RootPath>,
+    /// Now.
+    pub adopted: Timestamp,
+}
+
+/// Taking what somebody else has made. Data is never touched, but by `discard`, which a person has asked for by name.
+#[async_trait]
+pub trait Adopt: Send + Sync {
+    /// All that could be adopted.
+    async fn strangers(&self) -> Result<Vec<Stranger>>;
+
+    /// One of them. `None` is proof that there is none; doubt is an error.
+    async fn stranger(&self, name: &VolumeName) -> Result<Option<Stranger>>;
+
+    /// Gives the filesystem of a copy a UUID of its own. Refused while anything has it open.
+    async fn renew(&self, name: &VolumeName, uuid: Uuid) -> Result<()>;
+
+    /// Makes it a volume of ours, or gives one of ours to another endpoint.
+    async fn adopt(&self, adoption: &Adoption) -> Result<VolumeInfo>;
+
+    /// Destroys it. Refused while anything has it open.
+    async fn discard(&self, name: &VolumeName) -> Result<()>;
 }
 
 /// Making and removing volumes.

@@ -160,10 +160,14 @@ pub struct WhichArgs {
 
 impl WhichArgs {
     pub fn patience(&self) -> Result<Duration> {
-        Duration::try_from_secs_f64(self.timeout).map_err(|e| {
-            Error::invalid("timeout", format!("{} is not a number of seconds: {e}", self.timeout), "give for example --timeout 30")
-        })
+        patience(self.timeout)
     }
+}
+
+/// A number of seconds as a time to wait.
+pub fn patience(seconds: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|e| Error::invalid("timeout", format!("{seconds} is not a number of seconds: {e}"), "give for example --timeout 30"))
 }
 
 #[derive(Subcommand)]
@@ -197,6 +201,37 @@ pub enum VolumeCommand {
         /// The endpoint that shall list it [default: the driver's first]
         #[arg(long, value_name = "ENDPOINT")]
         endpoint: Option<String>,
+    },
+    /// Take what somebody else has put into a driver's store, with its data, and list it as a volume
+    Adopt {
+        /// Its name; not with --all
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        name: Option<String>,
+        /// Its driver, where there is more than one
+        #[arg(long, value_name = "DRIVER")]
+        driver: Option<String>,
+        /// The endpoint that shall list it; one that another endpoint lists goes to this one [default: the driver's first]
+        #[arg(long, value_name = "ENDPOINT")]
+        endpoint: Option<String>,
+        /// Everything that could be adopted
+        #[arg(long)]
+        all: bool,
+        /// With --all: only names that this regular expression fits as a whole
+        #[arg(long, value_name = "REGEX", requires = "all")]
+        r#match: Option<String>,
+        /// With --all: only say what would be adopted
+        #[arg(long, requires = "all")]
+        dry_run: bool,
+        /// The folder inside that containers are given, such as /data, or / [default: /data if there is nothing else, as
+        /// REX-Ray left it]
+        #[arg(long, value_name = "PATH")]
+        root_path: Option<String>,
+        /// Destroy what is there, and make an empty volume of its size
+        #[arg(long, conflicts_with = "all")]
+        overwrite: bool,
+        /// For how many seconds to wait; the work goes on after that
+        #[arg(long, value_name = "SECONDS", default_value_t = 110.0)]
+        timeout: f64,
     },
     /// Remove a volume and its data
     #[command(visible_alias = "remove")]

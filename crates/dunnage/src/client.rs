@@ -4,12 +4,15 @@ use std::time::Duration;
 
 use dunnage_engine::{Missing, VolumeView};
 use dunnage_frontend_admin::AdminClient;
-use dunnage_frontend_admin::wire::{CreateBody, Created, Drivers, Held, Inspected, Mounted, ReleaseBody, Removed, Unmounted, Volumes};
+use dunnage_frontend_admin::wire::{
+    AdoptBody, Adopted, CreateBody, Created, Drivers, Held, Inspected, Mounted, ReleaseBody, Removed, Strangers, Unmounted, Volumes,
+};
+use dunnage_host::Probe;
 use dunnage_model::{Error, Holder, Result, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::{HolderCommand, OutputArgs, VolumeCommand, WhichArgs};
+use crate::cli::{HolderCommand, OutputArgs, VolumeCommand, WhichArgs, patience};
 use crate::config::Places;
 use crate::output;
 
@@ -82,6 +85,14 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
             println!("{}", created.volume.id.name);
             Ok(())
         }
+        VolumeCommand::Adopt { name, driver, endpoint, all: _, r#match, dry_run, root_path, overwrite, timeout } => {
+            let patience = patience(timeout)?;
+            let body = AdoptBody { driver, endpoint, root_path, overwrite };
+            match name {
+                Some(name) => adopt(places, patience, &name.parse()?, &body),
+                None => adopt_all(places, patience, &body, r#match.as_deref(), dry_run),
+            }
+        }
         VolumeCommand::Rm { which } => {
             let removed: Removed = ask(places, which.patience()?, "DELETE", &uri(&which, "")?, &NOTHING)?;
             eprintln!("{}: {}", which.name, removed.action);
@@ -103,6 +114,49 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn adopt(places: &Places, patience: Duration, name: &dunnage_model::VolumeName, body: &AdoptBody) -> Result<()> {
+    let Adopted { action, volume } = ask(places, patience, "POST", &format!("/v1/volumes/{name}/adopt"), body)?;
+    let shown = volume.spec.root_path.as_ref().map(|path| format!(", containers are given its {path}")).unwrap_or_default();
+    eprintln!("{}: {action} ({}, {}, endpoint {}{shown})", volume.id, volume.spec.size, volume.spec.fs, volume.endpoint);
+    println!("{name}");
+    Ok(())
+}
+
+/// One after the other: what cannot be adopted keeps nothing else from it.
+fn adopt_all(places: &Places, patience: Duration, body: &AdoptBody, pattern: Option<&str>, dry_run: bool) -> Result<()> {
+    let pattern = pattern.map(|text| regex::Regex::new(&format!("^(?:{text})$"))).transpose();
+    let pattern = pattern.map_err(|e| Error::invalid("match", format!("--match: {e}"), "write a regular expression, such as 'db-.*'"))?;
+    let uri = format!("/v1/strangers{}", body.driver.as_ref().map(|d| format!("?driver={d}")).unwrap_or_default());
+    let Strangers { mut strangers, notes } = ask(places, patience, "GET", &uri, &NOTHING)?;
+    for note in &notes {
+        eprintln!("dunnage: {note}");
+    }
+    strangers.retain(|(_, stranger)| pattern.as_ref().is_none_or(|pattern| pattern.is_match(stranger.name.as_str())));
+    if strangers.is_empty() {
+        eprintln!("there is nothing to adopt");
+    }
+    let mut failed = None;
+    for (driver, stranger) in strangers {
+        if dry_run {
+            let copy = stranger.copy_of.as_ref().map(|of| format!(", a copy of {of}: it gets a UUID of its own")).unwrap_or_default();
+            let what = match &stranger.found {
+                Probe::Known(known) => format!("would be adopted: {} with {}{copy}", stranger.size, known.fs),
+                Probe::Blank => "has nothing on it".to_owned(),
+                Probe::Unknown { signature } => format!("has {signature} on it, and no filesystem"),
+            };
+            eprintln!("{driver}/{}: {what} ({})", stranger.name, stranger.place);
+            println!("{}", stranger.name);
+            continue;
+        }
+        let body = AdoptBody { driver: Some(driver.to_string()), ..body.clone() };
+        if let Err(e) = adopt(places, patience, &stranger.name, &body) {
+            eprintln!("dunnage: {e}");
+            failed.get_or_insert(e);
+        }
+    }
+    failed.map_or(Ok(()), Err)
 }
 
 fn describe(inspected: &Inspected) -> String {

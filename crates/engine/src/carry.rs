@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dunnage_driver::{Driver, NewVolume, Provision};
+use dunnage_driver::{Adopt, Driver, NewVolume, Provision};
 use dunnage_host::{FormatRequest, MountRequest, Tried};
 use dunnage_model::{Error, Result, VolumeId, VolumeInfo, VolumeState};
 
@@ -44,7 +44,11 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
                     // Half made or half removed, and nobody is told of it as that.
                     lock(&engine.0.owed).insert((volume.clone(), Goal::Recover.word()), Goal::Recover);
                 }
-                tracing::warn!("refused: {error}");
+                // That there is no such volume is an answer like any other.
+                match error.word() {
+                    "not_found" => tracing::info!("refused: {error}"),
+                    _ => tracing::warn!("refused: {error}"),
+                }
                 return Err(error);
             }
             step => {
@@ -164,6 +168,29 @@ impl Work<'_> {
                 self.remember(None);
                 facts.removed = Some(action);
             }
+            Step::LookForStranger => facts.stranger = Some(self.adopt()?.stranger(name).await?),
+            Step::LookInside(fs) => {
+                let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to look into"))?;
+                facts.inside = Some(host.filesystems.look_inside(&attached.path, *fs).await?);
+            }
+            Step::Renew => {
+                self.adopt()?.renew(name, self.uuid).await?;
+                facts.stranger = Some(self.adopt()?.stranger(name).await?);
+                facts.renewed = true;
+            }
+            Step::Adopt(root_path) => {
+                let Goal::Adopt(wanted) = &self.job.goal else { return Err(Error::internal("nothing is to be adopted")) };
+                let stranger = facts.stranger.as_ref().and_then(Option::as_ref);
+                let adoption = planner::adoption(wanted, stranger, root_path.clone(), name, self.engine.0.settings.clock.now());
+                let info = self.adopt()?.adopt(&adoption).await?;
+                self.remember(Some(&info));
+                facts.adopted = true;
+            }
+            Step::Discard => {
+                self.adopt()?.discard(name).await?;
+                self.remember(None);
+                facts.discarded = true;
+            }
             Step::Recover => {
                 let done = self.provision()?.recover(name).await?;
                 self.remember(self.driver.inspect(name).await?.as_ref());
@@ -212,6 +239,13 @@ impl Work<'_> {
         self.driver.provision().ok_or_else(|| {
             let detail = format!("driver {} does not make or remove volumes", self.driver.name());
             Error::invalid("driver", detail, "make it with the platform's own tools")
+        })
+    }
+
+    fn adopt(&self) -> Result<&dyn Adopt> {
+        self.driver.adopt().ok_or_else(|| {
+            let detail = format!("driver {} does not adopt volumes", self.driver.name());
+            Error::invalid("driver", detail, "make a volume, and copy the data into it")
         })
     }
 

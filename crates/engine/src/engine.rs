@@ -9,11 +9,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
-use dunnage_driver::Driver;
+use dunnage_driver::{Driver, Stranger};
 use dunnage_host::{Host, Target};
 use dunnage_model::{
-    BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, Holder, HolderKey, MountAction, NodeId, OperationId,
-    PartialSpec, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
+    AdoptAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, Holder, HolderKey, MountAction, NodeId,
+    OperationId, PartialSpec, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
 };
 use jiff::Timestamp;
 use tracing::Instrument;
@@ -22,7 +22,7 @@ use crate::carry;
 use crate::env::{Clock, Random, Watcher};
 use crate::lane::{Job, Lane, lock};
 use crate::ledger::{Entry, Ledger};
-use crate::planner::{Goal, Outcome};
+use crate::planner::{AdoptRequest, Goal, Outcome};
 
 /// What the engine is given.
 pub struct Settings {
@@ -197,6 +197,32 @@ impl Engine {
         match self.wait(call, &volume, &job).await? {
             Outcome::Created(action) => Ok((action, self.known(&volume))),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes what somebody else has made of that name a volume of ours.
+    pub async fn adopt(&self, call: &Call, volume: &VolumeId, request: AdoptRequest) -> Result<AdoptAction> {
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
+        let job = self.submit(call, volume, Goal::Adopt(request));
+        match self.wait(call, volume, &job).await? {
+            Outcome::Adopted(action) => Ok(action),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What is on a driver's platform and could be adopted.
+    pub async fn strangers(&self, call: &Call, driver: &DriverName) -> Result<Vec<Stranger>> {
+        let driver = self.driver(driver)?.clone();
+        let asking = tokio::spawn(async move {
+            match driver.adopt() {
+                Some(adopt) => adopt.strangers().await,
+                None => Ok(Vec::new()),
+            }
+        });
+        match tokio::time::timeout(call.patience, asking).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(e)) => Err(Error::internal(format!("looking for what could be adopted ended early: {e}"))),
+            Err(_) => Err(Error::timeout("strangers", "the platform did not answer in time").during(&call.operation)),
         }
     }
 

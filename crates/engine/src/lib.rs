@@ -17,5 +17,6 @@ mod witness;
 
 pub use engine::{Call, Claim, CreateRequest, Engine, Layout, Mounted, Settings, Unmounted};
 pub use env::{Boot, Clock, Random, System, Watcher};
+pub use planner::AdoptRequest;
 pub use view::{DriverView, Inspection, JobView, VolumeView};
 pub use witness::{Held, Missing, Use, Witness};

@@ -4,13 +4,18 @@
 //! `Done` or `Refuse`. A crash is "stop after any step"; an error is a fact like any other, and the next steps undo what
 //! this run did.
 
-use dunnage_driver::Attached;
+mod adopt;
+
+use dunnage_driver::{Attached, Stranger};
 use dunnage_host::{Detached, DeviceNumber, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
-    CreateAction, EndpointName, Error, HERE, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, VolumeInfo, VolumeSpec,
-    VolumeState,
+    AdoptAction, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, RootPath,
+    VolumeInfo, VolumeSpec, VolumeState,
 };
 use serde::{Deserialize, Serialize};
+
+pub use adopt::AdoptRequest;
+pub(crate) use adopt::adoption;
 
 /// What is wanted of one volume.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +35,8 @@ pub enum Goal {
     Unstage,
     /// That it does not exist.
     Remove,
+    /// That what somebody else has made of that name is ours.
+    Adopt(AdoptRequest),
     /// That nothing half done is left of it.
     Recover,
 }
@@ -42,6 +49,7 @@ impl Goal {
             Goal::Stage => "stage",
             Goal::Unstage => "unstage",
             Goal::Remove => "remove",
+            Goal::Adopt(_) => "adopt",
             Goal::Recover => "recover",
         }
     }
@@ -86,6 +94,16 @@ pub enum Step {
     Remove,
     /// Finish or undo what a crash left.
     Recover,
+    /// Ask the platform for something of that name that is not ours.
+    LookForStranger,
+    /// Look at what is at the root of its filesystem.
+    LookInside(FsKind),
+    /// Give the filesystem of a copy a UUID of its own.
+    Renew,
+    /// Make it ours; holders are given this folder of it.
+    Adopt(Option<RootPath>),
+    /// Destroy it.
+    Discard,
     /// It is as wanted.
     Done(Outcome),
     /// It cannot be.
@@ -114,6 +132,11 @@ impl Step {
             Step::Release => "release",
             Step::Remove => "remove",
             Step::Recover => "recover",
+            Step::LookForStranger => "look-for-stranger",
+            Step::LookInside(_) => "look-inside",
+            Step::Renew => "renew",
+            Step::Adopt(_) => "adopt",
+            Step::Discard => "discard",
             Step::Done(_) => "done",
             Step::Refuse(_) => "refuse",
         }
@@ -135,6 +158,8 @@ pub enum Outcome {
     Lingering(Vec<Process>),
     /// Of [`Goal::Remove`].
     Removed(RemoveAction),
+    /// Of [`Goal::Adopt`].
+    Adopted(AdoptAction),
     /// Of [`Goal::Recover`]: what was done, if anything.
     Recovered(Option<String>),
 }
@@ -183,6 +208,11 @@ pub struct Facts {
     pub released: bool,
     pub removed: Option<RemoveAction>,
     pub recovered: Option<Option<String>>,
+    pub stranger: Option<Option<Stranger>>,
+    pub inside: Option<Vec<String>>,
+    pub renewed: bool,
+    pub adopted: bool,
+    pub discarded: bool,
 
     /// The first step that failed. From then on the plan undoes.
     pub failure: Option<Error>,
@@ -197,6 +227,7 @@ pub fn next(goal: &Goal, facts: &Facts) -> Step {
         Goal::Stage => stage(facts),
         Goal::Unstage => unstage(facts),
         Goal::Remove => remove(facts),
+        Goal::Adopt(wanted) => adopt::adopt(wanted, facts),
         Goal::Recover => recover(facts),
     }
 }
@@ -259,7 +290,7 @@ fn existing(asked: &PartialSpec, endpoint: &EndpointName, info: &VolumeInfo) -> 
         return Step::Refuse(Error::new(
             Kind::ExistsIncompatible,
             format!("it exists, and belongs to endpoint {}", info.endpoint),
-            format!("ask endpoint {} for it, or choose another name", info.endpoint),
+            format!("ask endpoint {} for it, choose another name, or give it to this one with 'dunnage volume adopt'", info.endpoint),
         ));
     }
     let differs = asked.differences(&info.spec);

@@ -80,6 +80,7 @@ fn busy_word(goal: &str) -> &str {
         "stage" => "mounting",
         "unstage" => "unmounting",
         "remove" => "removing",
+        "adopt" => "adopting",
         other => other,
     }
 }

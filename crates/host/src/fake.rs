@@ -43,6 +43,7 @@ struct State {
     copies: Vec<DeviceNumber>,
     busy: Vec<DeviceNumber>,
     next_mount: u64,
+    inside: Vec<String>,
 }
 
 impl PartialOrd for Target {
@@ -116,6 +117,11 @@ impl FakeHost {
     pub fn copy_mounts(&self, copied: bool) {
         let mut state = self.lock();
         state.copies = if copied { state.mounts.values().map(|(device, _)| *device).collect() } else { Vec::new() };
+    }
+
+    /// Every filesystem that is looked into has these names at its root from now on.
+    pub fn set_inside(&self, names: &[&str]) {
+        self.lock().inside = names.iter().map(|name| (*name).to_owned()).collect();
     }
 
     /// What a reboot leaves: no mounts, no loops, the files.
@@ -331,6 +337,17 @@ impl Filesystems for FakeHost {
         let late = self.enter("format", request.path.display()).await?;
         signature::write(&request.path, request.fs, request.uuid).map_err(|e| Error::os(request.path.display(), &e))?;
         after(late, ())
+    }
+
+    async fn renew(&self, path: &Path, fs: FsKind, uuid: uuid::Uuid) -> Result<()> {
+        let late = self.enter("renew", path.display()).await?;
+        signature::write(path, fs, uuid).map_err(|e| Error::os(path.display(), &e))?;
+        after(late, ())
+    }
+
+    async fn look_inside(&self, device: &Path, _fs: FsKind) -> Result<Vec<String>> {
+        let late = self.enter("look-inside", device.display()).await?;
+        after(late, self.lock().inside.clone())
     }
 
     async fn check(&self, path: &Path, _fs: FsKind) -> Result<Checked> {

@@ -74,6 +74,12 @@ pub trait Filesystems: Send + Sync {
     /// Makes a filesystem. The caller has proven that there is none; this looks once more right before.
     async fn format(&self, request: &FormatRequest) -> Result<()>;
 
+    /// Gives a copy a UUID of its own: before it is first shown to anybody. Refused while anything has the file open.
+    async fn renew(&self, path: &Path, fs: dunnage_model::FsKind, uuid: uuid::Uuid) -> Result<()>;
+
+    /// The names at the root of the filesystem on a device, in order, and not more than a few.
+    async fn look_inside(&self, device: &Path, fs: dunnage_model::FsKind) -> Result<Vec<String>>;
+
     /// Repairs what may be repaired unasked. An error means that it was not.
     async fn check(&self, path: &Path, fs: dunnage_model::FsKind) -> Result<Checked>;
 }

@@ -40,6 +40,8 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<loops::List>()
         .with::<tools::ProbeTask>()
         .with::<tools::Dress>()
+        .with::<tools::Settle>()
+        .with::<tools::LookInside>()
 }
 
 /// The host as it is.
@@ -105,6 +107,12 @@ impl Filesystems for Linux {
     }
     async fn format(&self, request: &FormatRequest) -> Result<()> {
         self.tools.format(&*self.runner, request).await
+    }
+    async fn renew(&self, path: &Path, fs: FsKind, uuid: uuid::Uuid) -> Result<()> {
+        self.tools.renew(&*self.runner, path, fs, uuid).await
+    }
+    async fn look_inside(&self, device: &Path, fs: FsKind) -> Result<Vec<String>> {
+        run(&*self.runner, &tools::LookInside { device: device.to_owned(), fs }).await
     }
     async fn check(&self, path: &Path, fs: FsKind) -> Result<Checked> {
         self.tools.check(path, fs).await

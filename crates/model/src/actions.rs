@@ -27,6 +27,17 @@ actions! {
         /// A compatible volume of that name was there.
         AlreadyThere = "already there",
     }
+    /// What `adopt` did.
+    AdoptAction {
+        /// It was there, made by somebody else, and is ours to look after now.
+        Adopted = "adopted",
+        /// It was another endpoint's, and is this one's now.
+        Moved = "moved to this endpoint",
+        /// It was this endpoint's before.
+        AlreadyThere = "already there",
+        /// What was there is gone: the caller wants an empty volume instead.
+        Discarded = "discarded",
+    }
     /// What `attach` did.
     AttachAction {
         /// Its device appeared for this caller.

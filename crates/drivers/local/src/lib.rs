@@ -3,15 +3,16 @@
 //! `POOL/NAME/` holds `record.json`, which is durable before anything is done, and `image`, a sparse file that has the
 //! volume's whole filesystem in it. Nothing else is needed, on no other machine: it is the default.
 
+mod adopt;
 mod pool;
 mod record;
 
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use dunnage_driver::{Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach};
+use dunnage_driver::{Adopt, Adoption, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach, Stranger};
 use dunnage_host::helpers::{Registry, Task, run};
-use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest};
+use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest, Probe};
 use dunnage_model::{DriverName, Error, HERE, Kind, RemoveAction, Result, VolumeInfo, VolumeName, VolumeState};
 use uuid::Uuid;
 
@@ -30,6 +31,9 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<pool::Remove>()
         .with::<pool::Recover>()
         .with::<pool::CapacityOf>()
+        .with::<adopt::Strangers>()
+        .with::<adopt::Take>()
+        .with::<adopt::Discard>()
 }
 
 /// A pool of image files.
@@ -133,6 +137,38 @@ impl Driver for Local {
 
     fn provision(&self) -> Option<&dyn Provision> {
         Some(self)
+    }
+
+    fn adopt(&self) -> Option<&dyn Adopt> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Adopt for Local {
+    async fn strangers(&self) -> Result<Vec<Stranger>> {
+        self.run(adopt::Strangers { pool: self.pool.clone(), name: None }).await
+    }
+
+    async fn stranger(&self, name: &VolumeName) -> Result<Option<Stranger>> {
+        let found = self.run(adopt::Strangers { pool: self.pool.clone(), name: Some(name.clone()) }).await;
+        Ok(found.map_err(|e| e.of(name))?.pop())
+    }
+
+    async fn renew(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
+        let Some(Stranger { found: Probe::Known(known), .. }) = self.stranger(name).await? else {
+            return Err(Error::internal("what has no filesystem was to get a UUID").of(name));
+        };
+        self.host.filesystems.renew(&self.image(name).path(), known.fs, uuid).await.map_err(|e| e.of(name))
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<VolumeInfo> {
+        let take = adopt::Take { pool: self.pool.clone(), driver: self.name.clone(), adoption: adoption.clone() };
+        self.run(take).await.map_err(|e| e.of(&adoption.name))
+    }
+
+    async fn discard(&self, name: &VolumeName) -> Result<()> {
+        self.run(adopt::Discard { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
     }
 }
 

@@ -37,7 +37,7 @@ fn share(of: Bytes, permille: u32) -> Bytes {
     Bytes(u64::try_from(u128::from(of.0) * u128::from(permille) / 1000).unwrap_or(u64::MAX))
 }
 
-fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
+pub fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
     move |e| Error::os(what, &e)
 }
 
@@ -80,7 +80,8 @@ impl Task for Open {
     }
 }
 
-fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeInfo {
+/// A volume as its record and its image tell of it.
+pub fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeInfo {
     let image = std::fs::metadata(folder.join(IMAGE));
     let folder_name = folder.file_name().unwrap_or_default().to_string_lossy();
     let (state, why) = match (&record.storage, &image) {
@@ -184,9 +185,9 @@ impl Task for Record {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 if std::fs::read_dir(&folder).map_err(os(&what))?.any(|entry| entry.is_ok_and(|e| e.file_name() != "record.json.new")) {
                     return Err(Error::new(
-                        Kind::NotBlank { signature: "a folder that is not empty".to_owned() },
-                        format!("{what}: there is something in it that Dunnage has no record of"),
-                        "look at what it is, and move it away",
+                        Kind::ExistsIncompatible,
+                        format!("{what}: there is something in it that Dunnage has not made"),
+                        format!("'dunnage volume adopt {}' takes an image as it is; anything else is to be moved away", self.new.name),
                     ));
                 }
             }

@@ -80,7 +80,8 @@ async fn a_folder_with_something_in_it_is_not_taken_over() {
     std::fs::write(folder.path().join("pg/image"), "somebody's").expect("write");
     let (driver, _) = local(folder.path(), LIMITS).await;
     let error = driver.record(&new_volume("pg", PartialSpec::default())).await.expect_err("not ours");
-    assert_eq!(error.word(), "not_blank");
+    assert_eq!(error.word(), "exists_incompatible");
+    assert!(error.to_string().contains("dunnage volume adopt pg"), "{error}");
     assert_eq!(std::fs::read_to_string(folder.path().join("pg/image")).expect("read"), "somebody's");
 }
 

@@ -164,7 +164,10 @@ impl<'a> Reader<'a> {
     /// The first item that has one of the names, in the nearest scope; an empty value is none.
     fn get(&self, scopes: &Scopes, names: &[&str]) -> Option<&'a Item> {
         let flat = self.flat;
-        let found = scopes.iter().flat_map(|scope| names.iter().map(move |name| format!("{scope}{}", name.to_ascii_lowercase())));
+        let found = scopes.iter().flat_map(|scope| {
+            let names = names.iter().map(|name| name.to_ascii_lowercase());
+            names.flat_map(move |name| [format!("{scope}{name}"), format!("{scope}libstorage.{name}")])
+        });
         found.filter_map(|path| flat.get(&path)).find(|item| !item.values.is_empty() && item.values.iter().any(|value| !value.is_empty()))
     }
 

@@ -1,5 +1,6 @@
 //! The daemon's end of the admin socket.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -9,15 +10,17 @@ use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use dunnage_engine::{Call, CreateRequest, Engine};
+use dunnage_engine::{AdoptRequest, Call, CreateRequest, Engine};
 use dunnage_frontend_unix::{Connection, read_json, status};
 use dunnage_model::{
-    Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey, PartialSpec, Result, VolumeId, VolumeName,
-    parse_options,
+    AdoptAction, Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey, PartialSpec, Result, VolumeId,
+    VolumeName, parse_options,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::wire::{CreateBody, Created, Mounted, PATIENCE, ReleaseBody, Released, Removed, Status, Unmounted, Volumes};
+use crate::wire::{
+    AdoptBody, Adopted, CreateBody, Created, Mounted, PATIENCE, ReleaseBody, Released, Removed, Status, Strangers, Unmounted, Volumes,
+};
 
 /// How long a caller waits that does not say.
 const USUAL: Duration = Duration::from_secs(110);
@@ -64,6 +67,8 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/volumes/{name}/mount", post(mount))
         .route("/v1/volumes/{name}/unmount", post(unmount))
         .route("/v1/volumes/{name}/release", post(release_holder))
+        .route("/v1/volumes/{name}/adopt", post(adopt))
+        .route("/v1/strangers", get(strangers))
         .route("/v1/holders", get(|State(admin): Shared| async move { reply(Ok(admin.engine.held())) }))
         .route("/v1/drivers", get(|State(admin): Shared| async move { reply(Ok(admin.engine.drivers().await)) }))
         .route("/v1/release", post(release))
@@ -129,16 +134,33 @@ impl Admin {
         }
     }
 
-    fn choose(&self, body: &CreateBody) -> Result<Choice> {
+    fn choose(&self, driver: Option<&str>, endpoint: Option<&str>) -> Result<Choice> {
         let choices = self.choices();
-        let fits = |c: &&Choice| {
-            body.driver.as_ref().is_none_or(|d| d == c.driver.as_str()) && body.endpoint.as_ref().is_none_or(|e| e == c.endpoint.as_str())
-        };
+        let fits = |c: &&Choice| driver.is_none_or(|d| d == c.driver.as_str()) && endpoint.is_none_or(|e| e == c.endpoint.as_str());
         choices.iter().find(fits).cloned().ok_or_else(|| {
             let known: Vec<String> = choices.iter().map(|c| format!("{} (driver {})", c.endpoint, c.driver)).collect();
-            let asked = body.endpoint.as_ref().or(body.driver.as_ref()).cloned().unwrap_or_default();
+            let asked = endpoint.or(driver).unwrap_or_default();
             Error::not_found(format!("no endpoint fits {asked:?}"), format!("there are: {}", known.join(", ")))
         })
+    }
+
+    /// The driver that has something of this name, ours or not; none if none has.
+    async fn who_has(&self, call: &Call, name: &VolumeName) -> Result<Option<String>> {
+        let mut having = BTreeSet::new();
+        for driver in self.engine.driver_names() {
+            // One that cannot be asked is not chosen; the one that is chosen says what is wrong.
+            let strangers = self.engine.strangers(call, &driver).await.unwrap_or_default();
+            let volume = VolumeId { driver: driver.clone(), name: name.clone() };
+            if strangers.iter().any(|stranger| stranger.name == *name) || self.engine.get(&volume).await.is_ok() {
+                having.insert(driver.to_string());
+            }
+        }
+        if having.len() > 1 {
+            let all: Vec<String> = having.into_iter().collect();
+            let detail = format!("drivers {} have something of that name", all.join(" and "));
+            return Err(Error::invalid("driver", detail, format!("say which with --driver, for example --driver {}", all[0])).of(name));
+        }
+        Ok(having.pop_first())
     }
 
     /// The holder whose ID begins so; without an ID, the only one.
@@ -192,7 +214,7 @@ async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>
     let work = async {
         let body: CreateBody = read_json(request).await?;
         let call = admin.call(&headers, "create", &body.name);
-        let choice = admin.choose(&body)?;
+        let choice = admin.choose(body.driver.as_deref(), body.endpoint.as_deref())?;
         let volume = VolumeId { driver: choice.driver, name: body.name.parse()? };
         let options = body.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         let parsed = parse_options(options, choice.hints, volume.driver.as_str()).map_err(|e| e.of(&volume.name))?;
@@ -202,6 +224,56 @@ async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>
         let volume = volume
             .ok_or_else(|| Error::not_found(format!("it was {action}, and removed by somebody since"), "create it again").of(&name))?;
         Ok(Created { action, volume, unheeded: parsed.unheeded })
+    };
+    reply(work.await)
+}
+
+async fn strangers(State(admin): Shared, headers: HeaderMap, Query(which): Query<Which>) -> Response {
+    let work = async {
+        let call = admin.call(&headers, "strangers", "*");
+        let mut all = Strangers { strangers: Vec::new(), notes: Vec::new() };
+        let asked: Option<DriverName> = which.driver.as_deref().map(str::parse).transpose()?;
+        for driver in admin.engine.driver_names() {
+            if asked.as_ref().is_some_and(|asked| *asked != driver) {
+                continue;
+            }
+            match admin.engine.strangers(&call, &driver).await {
+                Ok(found) => all.strangers.extend(found.into_iter().map(|stranger| (driver.clone(), stranger))),
+                Err(e) => all.notes.push(e.to_string()),
+            }
+        }
+        Ok(all)
+    };
+    reply(work.await)
+}
+
+async fn adopt(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>, request: Request<Body>) -> Response {
+    let work = async {
+        let body: AdoptBody = read_json(request).await?;
+        let call = admin.call(&headers, "adopt", &name);
+        let named: VolumeName = name.parse()?;
+        let driver = match (&body.driver, &body.endpoint) {
+            (None, None) => admin.who_has(&call, &named).await?,
+            (driver, _) => driver.clone(),
+        };
+        let choice = admin.choose(driver.as_deref(), body.endpoint.as_deref())?;
+        let volume = VolumeId { driver: choice.driver.clone(), name: named };
+        let root_path = body.root_path.as_deref().map(str::parse).transpose()?;
+        let request = AdoptRequest { endpoint: choice.endpoint.clone(), root_path, moves: true, overwrite: body.overwrite };
+        let size = match body.overwrite {
+            true => admin.engine.strangers(&call, &volume.driver).await?.into_iter().find(|stranger| stranger.name == volume.name),
+            false => None,
+        };
+        let mut action = admin.engine.adopt(&call, &volume, request).await?;
+        if action == AdoptAction::Discarded {
+            // An empty one in its place, of its size.
+            let asked = PartialSpec { size: size.map(|stranger| stranger.size), ..PartialSpec::default() };
+            let request = CreateRequest { volume: volume.clone(), endpoint: choice.endpoint, asked, defaults: choice.defaults };
+            admin.engine.create(&call, request).await?;
+            action = AdoptAction::Discarded;
+        }
+        let view = admin.engine.get(&volume).await?;
+        Ok(Adopted { action, volume: view.info })
     };
     reply(work.await)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunnage_engine::{DriverView, Inspection, VolumeView};
-use dunnage_model::{AttachAction, CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
+use dunnage_model::{AdoptAction, AttachAction, CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
 use serde::{Deserialize, Serialize};
 
 /// Where the socket is, in the run directory.
@@ -91,6 +91,41 @@ pub struct Unmounted {
     pub action: UnmountAction,
     /// Processes in other namespaces that keep the device.
     pub lingering: Vec<String>,
+}
+
+/// What to adopt.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AdoptBody {
+    /// The driver; the one that has it when absent.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// The endpoint that shall list it; the first of that driver when absent.
+    #[serde(default)]
+    pub endpoint: Option<String>,
+    /// The folder inside that holders are given; found out when absent.
+    #[serde(default)]
+    pub root_path: Option<String>,
+    /// What is there is destroyed.
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+/// What an adoption came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Adopted {
+    /// What was done.
+    pub action: AdoptAction,
+    /// The volume.
+    pub volume: std::sync::Arc<VolumeInfo>,
+}
+
+/// What could be adopted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Strangers {
+    /// Driver and what it has.
+    pub strangers: Vec<(dunnage_model::DriverName, dunnage_driver::Stranger)>,
+    /// One sentence for each driver that does not say.
+    pub notes: Vec<String>,
 }
 
 /// What a removal came to.

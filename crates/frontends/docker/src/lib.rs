@@ -18,7 +18,7 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use dunnage_driver::Reach;
-use dunnage_engine::{Call, CreateRequest, Engine, VolumeView};
+use dunnage_engine::{AdoptRequest, Call, CreateRequest, Engine, VolumeView};
 use dunnage_frontend_unix::{Connection, read_json};
 use dunnage_model::{
     AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, ParsedOptions, PartialSpec, RemoveAction, Result,
@@ -32,6 +32,9 @@ use wire::{Answer, CreateBody, Each, MountBody, NameBody, Status, VolumeAnswer, 
 const LONG: Duration = Duration::from_secs(110);
 /// dockerd waits one minute for the rest.
 const SHORT: Duration = Duration::from_secs(55);
+
+/// A volume that is first named is looked at, and its filesystem too, before anything is answered.
+const ADOPTION: Duration = Duration::from_secs(30);
 
 /// One endpoint: what a scheduler sees under one driver name.
 #[derive(Debug, Clone)]
@@ -121,7 +124,19 @@ impl Frontend {
     /// The volume, if it is this endpoint's to show. One of another endpoint is not found here, and the answer says
     /// where it is.
     async fn owned(&self, volume: &VolumeId) -> Result<VolumeView> {
-        let view = self.engine.get(volume).await?;
+        let view = match self.engine.get(volume).await {
+            // Of what is not ours the platform is asked, and what it has is taken, where the configuration says so.
+            Err(absent) if self.endpoint.adopts && absent.word() == "not_found" => {
+                let call = Call { operation: self.engine.operation(), patience: ADOPTION };
+                let request = AdoptRequest { endpoint: self.endpoint.name.clone(), root_path: None, moves: false, overwrite: false };
+                match self.engine.adopt(&call, volume, request).await {
+                    Ok(_) => self.engine.get(volume).await?,
+                    Err(e) if e.word() == "not_found" => return Err(absent),
+                    Err(e) => return Err(e),
+                }
+            }
+            outcome => outcome?,
+        };
         if view.info.endpoint == self.endpoint.name {
             return Ok(view);
         }
@@ -185,6 +200,12 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
                     Err(Error::new(dunnage_model::Kind::Permission, detail, next).of(&volume.name))
                 }
             };
+        }
+        if frontend.endpoint.adopts
+            && let Err(e) = frontend.owned(&volume).await
+            && e.word() != "not_found"
+        {
+            return Err(e);
         }
         let parsed = frontend.wish(&options, &body.opts.unwrap_or_default()).map_err(|e| e.of(&volume.name))?;
         let warnings: Vec<String> =

@@ -245,6 +245,23 @@ pub fn mount_nowhere(fs: FsKind, device: &Path, options: &MountOptions, what: &s
     })
 }
 
+/// The same for reading. Where its device is mounted for writing already it shares that superblock, and still cannot write.
+pub fn mount_nowhere_readonly(fs: FsKind, device: &Path, what: &str) -> Result<OwnedFd> {
+    let try_with = |readonly: bool| -> rustix::io::Result<OwnedFd> {
+        let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
+        if readonly {
+            rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+        }
+        create(&context, device, &MountOptions::default(), MountAttrFlags::MOUNT_ATTR_RDONLY)
+    };
+    match try_with(true) {
+        // A superblock that is writable cannot be had for reading only: that is the mount's to say then.
+        Err(Errno::BUSY) => try_with(false),
+        outcome => outcome,
+    }
+    .map_err(refused(what))
+}
+
 /// Makes a folder in a mounted filesystem, and those above it, and opens it. Nothing leads out: a link on the way is refused.
 pub fn make_inside(root: BorrowedFd<'_>, relative: &str) -> rustix::io::Result<OwnedFd> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;

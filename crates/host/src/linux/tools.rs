@@ -38,6 +38,9 @@ pub struct Tools {
     e2fsck: Program,
     mkfs_xfs: Program,
     mkfs_btrfs: Program,
+    tune2fs: Program,
+    xfs_admin: Program,
+    btrfstune: Program,
 }
 
 /// A program, the package that has it, and where it is.
@@ -68,6 +71,9 @@ impl Tools {
             e2fsck: Program::find("e2fsck", "e2fsprogs"),
             mkfs_xfs: Program::find("mkfs.xfs", "xfsprogs"),
             mkfs_btrfs: Program::find("mkfs.btrfs", "btrfs-progs"),
+            tune2fs: Program::find("tune2fs", "e2fsprogs"),
+            xfs_admin: Program::find("xfs_admin", "xfsprogs"),
+            btrfstune: Program::find("btrfstune", "btrfs-progs"),
         }
     }
 
@@ -131,6 +137,108 @@ impl Tools {
                 "keep a copy of the volume, then run 'e2fsck -f' on it by hand",
             )),
         }
+    }
+}
+
+impl Tools {
+    /// A copy has the UUID of what it was copied from: xfs and btrfs refuse to mount both at once, and identity is gone.
+    /// What counts is the superblock read again, never the exit code (`xfs_admin -U` on a dirty one fails with 0).
+    pub(super) async fn renew(&self, runner: &dyn Runner, path: &Path, fs: FsKind, uuid: uuid::Uuid) -> Result<()> {
+        let (file, text) = (path.display().to_string(), uuid.to_string());
+        let run_tool = async |tool_of: &Program, args: &[&str], good: &[i32]| {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            // They rewrite a filesystem: there is no deadline.
+            let outcome = tool(tool_of.path()?, &args, Duration::MAX).await?;
+            if outcome.code.is_some_and(|code| good.contains(&code)) { Ok(()) } else { outcome.success(tool_of.name, path) }
+        };
+        match fs {
+            FsKind::Ext4 => {
+                run(runner, &Settle { path: path.to_owned(), fs }).await?;
+                // Where every block has a checksum with the UUID in it, all are rewritten, and only after a check.
+                run_tool(&self.e2fsck, &["-f", "-p", &file], &[0, 1]).await?;
+                run_tool(&self.tune2fs, &["-U", &text, &file], &[0]).await?;
+            }
+            FsKind::Xfs => {
+                run(runner, &Settle { path: path.to_owned(), fs }).await?;
+                run_tool(&self.xfs_admin, &["-U", &text, &file], &[0]).await?;
+            }
+            // Never mounted before: the kernel would take the two for parts of one filesystem.
+            FsKind::Btrfs => run_tool(&self.btrfstune, &["-f", "-M", &text, &file], &[0]).await?,
+        }
+        match run(runner, &ProbeTask { path: path.to_owned() }).await? {
+            Probe::Known(known) if known.uuid == uuid => Ok(()),
+            other => Err(Error::unavailable(
+                format!("{} was to get the UUID {uuid}, and has {other:?}", path.display()),
+                "it was not adopted; look at what the tool says by hand",
+            )),
+        }
+    }
+}
+
+/// Mounts a filesystem where nobody sees it and unmounts it: its journal is replayed, and it is clean.
+#[derive(Serialize, Deserialize)]
+pub struct Settle {
+    pub path: PathBuf,
+    pub fs: FsKind,
+}
+
+impl Task for Settle {
+    const NAME: &'static str = "fs.settle";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let what = format!("cannot replay the journal of {}", self.path.display());
+        let device = configure_passing(&self.path)?;
+        let options = if self.fs == FsKind::Xfs { "nouuid".parse()? } else { dunnage_model::MountOptions::default() };
+        let mounted = mount_nowhere(self.fs, &device.path, &options, &what)?;
+        rustix::fs::syncfs(
+            &rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).map_err(refused(&what))?,
+        )
+        .map_err(refused(&what))?;
+        drop(mounted);
+        crash::pass(format_args!("helper/fs.settle/mounted"));
+        // The superblock goes a little after the mount does.
+        drop(device);
+        for _ in 0..200 {
+            let file = File::options().read(true).write(true).open(&self.path).map_err(failed(&what))?;
+            // Where the pool's filesystem cannot say, the tool's own look has to do.
+            if super::sys::free_of_others(&file).map_err(failed(&what))? != Some(false) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let next = "find out what has it open ('losetup -a', 'fuser'), and end it";
+        Err(Error::in_use(Vec::new(), dunnage_model::HERE, format!("{} is in use", self.path.display()), next))
+    }
+}
+
+/// How many names of a root are looked at: two are enough to tell.
+const NAMES: usize = 8;
+
+/// What is at the root of a filesystem, mounted where nobody sees it, and never for writing.
+#[derive(Serialize, Deserialize)]
+pub struct LookInside {
+    pub device: PathBuf,
+    pub fs: FsKind,
+}
+
+impl Task for LookInside {
+    const NAME: &'static str = "fs.look-inside";
+    type Output = Vec<String>;
+
+    fn run(self) -> Result<Vec<String>> {
+        let what = format!("cannot look into {}", self.device.display());
+        let mounted = super::mounts::mount_nowhere_readonly(self.fs, &self.device, &what)?;
+        let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(root.map_err(refused(&what))?).map_err(refused(&what))? {
+            let name = entry.map_err(refused(&what))?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." && names.len() < NAMES {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
     }
 }
 

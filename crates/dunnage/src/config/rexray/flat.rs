@@ -84,7 +84,9 @@ impl Flat {
     pub fn overlay(&mut self, known: impl Iterator<Item = String>, environment: &dyn Fn(&str) -> Option<String>) {
         // Those that REX-Ray knew only beneath a server or a client had longer names.
         let plain = |name: &String| !name.contains('*') && !name.starts_with("auth.") && !name.starts_with("tls");
-        for name in known.filter(plain) {
+        // The operations have a longer name yet.
+        let longer = |name: String| if name.starts_with("integration.") { vec![format!("libstorage.{name}"), name] } else { vec![name] };
+        for name in known.filter(plain).flat_map(longer) {
             let Some(value) = environment(&variable(&name)).filter(|value| !value.is_empty()) else { continue };
             let path = name.to_lowercase();
             let values = value.split([',', ' ']).map(str::to_owned).filter(|value| !value.is_empty()).collect();

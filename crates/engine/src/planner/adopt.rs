@@ -1,0 +1,128 @@
+//! Taking what somebody else has made: looked at first, never written to, but for the UUID of a copy.
+
+use dunnage_driver::{Adoption, Stranger};
+use dunnage_host::Probe;
+use dunnage_model::{AdoptAction, EndpointName, Error, Kind, RootPath, VolumeInfo, VolumeState};
+
+use super::{Facts, Outcome, Step, damaged, describe};
+
+/// What is wanted with a stranger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdoptRequest {
+    /// Who will list it.
+    pub endpoint: EndpointName,
+    /// The folder inside that holders are given; found out when nothing is said.
+    pub root_path: Option<RootPath>,
+    /// A volume of ours goes from its endpoint to this one. Only a person may ask for that.
+    pub moves: bool,
+    /// What is there may be destroyed: a person has said so by name.
+    pub overwrite: bool,
+}
+
+pub(super) fn adopt(wanted: &AdoptRequest, f: &Facts) -> Step {
+    // Attached only to be looked into.
+    let attached = f.attached.as_ref().filter(|attached| !attached.found && f.detached.is_none());
+    if let Some(error) = &f.failure {
+        return match attached {
+            Some(attached) if !f.undo_failed => Step::Detach(Some(attached.number)),
+            _ => Step::Refuse(error.clone()),
+        };
+    }
+    let volume = match &f.volume {
+        None => return Step::Inspect,
+        Some(volume) => volume.as_ref(),
+    };
+    if let Some(info) = volume.filter(|info| info.state == VolumeState::Ready) {
+        return of_ours(wanted, info, f);
+    }
+    let stranger = match &f.stranger {
+        None => return Step::LookForStranger,
+        Some(None) => return Step::Refuse(no_stranger(volume)),
+        Some(Some(stranger)) => stranger,
+    };
+    if wanted.overwrite {
+        return match f.at {
+            None => Step::LookAtMount,
+            Some(Some(there)) => Step::Refuse(super::last_copy(there.device)),
+            Some(None) if f.discarded => Step::Done(Outcome::Adopted(AdoptAction::Discarded)),
+            Some(None) => Step::Discard,
+        };
+    }
+    let Probe::Known(known) = &stranger.found else { return Step::Refuse(not_a_filesystem(stranger)) };
+    if stranger.copy_of.is_some() && !f.renewed {
+        return Step::Renew;
+    }
+    if f.adopted {
+        return Step::Done(Outcome::Adopted(AdoptAction::Adopted));
+    }
+    let root_path = match (&wanted.root_path, &f.inside) {
+        (Some(path), _) => Some(path.clone()),
+        (None, None) => return if f.attached.is_none() { Step::Attach } else { Step::LookInside(known.fs) },
+        (None, Some(names)) => detected(names),
+    };
+    if let Some(attached) = attached {
+        return Step::Detach(Some(attached.number));
+    }
+    Step::Adopt(root_path.filter(|path| !path.is_root()))
+}
+
+/// REX-Ray gave containers the folder `data` of a volume: one that has nothing else was its.
+fn detected(names: &[String]) -> Option<RootPath> {
+    let mut others = names.iter().filter(|name| *name != "lost+found");
+    match (others.next(), others.next()) {
+        (Some(only), None) if only == "data" => only.parse().ok(),
+        _ => None,
+    }
+}
+
+/// It is a volume of ours already.
+fn of_ours(wanted: &AdoptRequest, info: &VolumeInfo, f: &Facts) -> Step {
+    if wanted.overwrite {
+        let detail = "it is a volume that Dunnage has made";
+        return Step::Refuse(Error::new(Kind::ExistsIncompatible, detail, "remove it with 'dunnage volume rm', then create it"));
+    }
+    if f.adopted {
+        Step::Done(Outcome::Adopted(AdoptAction::Moved))
+    } else if info.endpoint == wanted.endpoint {
+        Step::Done(Outcome::Adopted(AdoptAction::AlreadyThere))
+    } else if wanted.moves {
+        Step::Adopt(None)
+    } else {
+        let detail = format!("it belongs to endpoint {}", info.endpoint);
+        let next = format!("ask endpoint {} for it; 'dunnage volume adopt' gives it to another", info.endpoint);
+        Step::Refuse(Error::not_found(detail, next))
+    }
+}
+
+fn no_stranger(volume: Option<&VolumeInfo>) -> Error {
+    match volume {
+        Some(info) if info.state == VolumeState::Damaged => damaged(info),
+        Some(info) => Error::not_found(format!("it is {}", info.state), "create it again"),
+        None => Error::not_found(
+            "there is no volume of that name",
+            "look at 'dunnage volume ls', and at 'dunnage volume adopt --all --dry-run'",
+        ),
+    }
+}
+
+fn not_a_filesystem(stranger: &Stranger) -> Error {
+    let signature = describe(&stranger.found);
+    let detail = format!("{} has {signature} on it, and no filesystem that can be mounted", stranger.place);
+    let next = format!("nothing was changed; 'dunnage volume adopt --overwrite {}' destroys it and makes an empty volume", stranger.name);
+    Error::new(Kind::NotBlank { signature }, detail, next)
+}
+
+/// What the driver is told.
+pub(crate) fn adoption(
+    wanted: &AdoptRequest,
+    stranger: Option<&Stranger>,
+    root_path: Option<RootPath>,
+    name: &dunnage_model::VolumeName,
+    now: jiff::Timestamp,
+) -> Adoption {
+    let fs = stranger.and_then(|stranger| match &stranger.found {
+        Probe::Known(known) => Some(known.clone()),
+        _ => None,
+    });
+    Adoption { name: name.clone(), endpoint: wanted.endpoint.clone(), fs, root_path, adopted: now }
+}
