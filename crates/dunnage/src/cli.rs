@@ -239,6 +239,16 @@ pub enum VolumeCommand {
         #[command(flatten)]
         which: WhichArgs,
     },
+    /// Make a volume's device appear on this node, without a mount, and print it
+    Attach {
+        #[command(flatten)]
+        which: WhichArgs,
+    },
+    /// Take back what 'attach' did; the device stays while the volume is mounted
+    Detach {
+        #[command(flatten)]
+        which: WhichArgs,
+    },
     /// Mount a volume on this node and print where
     Mount {
         #[command(flatten)]

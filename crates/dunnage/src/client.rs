@@ -5,10 +5,11 @@ use std::time::Duration;
 use dunnage_engine::{Missing, VolumeView};
 use dunnage_frontend_admin::AdminClient;
 use dunnage_frontend_admin::wire::{
-    AdoptBody, Adopted, CreateBody, Created, Drivers, Held, Inspected, Mounted, ReleaseBody, Removed, Strangers, Unmounted, Volumes,
+    AdoptBody, Adopted, Attached, CreateBody, Created, Drivers, Held, Inspected, Mounted, ReleaseBody, Removed, Strangers, Unmounted,
+    Volumes,
 };
 use dunnage_host::Probe;
-use dunnage_model::{Error, Holder, Result, VolumeId};
+use dunnage_model::{Error, Holder, Result, UnmountAction, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -97,6 +98,21 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
             let removed: Removed = ask(places, which.patience()?, "DELETE", &uri(&which, "")?, &NOTHING)?;
             eprintln!("{}: {}", which.name, removed.action);
             println!("{}", which.name);
+            Ok(())
+        }
+        VolumeCommand::Attach { which } => {
+            let attached: Attached = ask(places, which.patience()?, "POST", &uri(&which, "/attach")?, &NOTHING)?;
+            eprintln!("{}: {}", which.name, attached.action);
+            println!("{}", attached.device);
+            Ok(())
+        }
+        VolumeCommand::Detach { which } => {
+            let done: Unmounted = ask(places, which.patience()?, "POST", &uri(&which, "/detach")?, &NOTHING)?;
+            let what = if done.action == UnmountAction::NotHeld { "was not attached by the command line" } else { "detached" };
+            eprintln!("{}: {what}", which.name);
+            if !done.lingering.is_empty() {
+                eprintln!("its device stays attached: a copy of the mount lives on in {}", done.lingering.join(", "));
+            }
             Ok(())
         }
         VolumeCommand::Mount { which } => {

@@ -21,8 +21,9 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
     loop {
         {
             let state = lock(&lane.state);
-            facts.holders = state.entry.holders.len();
-            facts.staged = state.entry.staged;
+            (facts.holders, facts.attachers) = (state.entry.mounters(), state.entry.attachers());
+            (facts.staged, facts.kept) = (state.entry.staged, state.entry.kept);
+            facts.intended = state.entry.intent.is_some();
             facts.cancelled = job.is_cancelled();
         }
         let step = planner::next(&job.goal, &facts);
@@ -144,6 +145,14 @@ impl Work<'_> {
                     Tried::Found(probe) => facts.probe = Some(probe),
                 }
             }
+            Step::Commit if self.job.goal == Goal::Attach => {
+                let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to commit"))?;
+                let mut state = lock(&self.lane.state);
+                state.entry.kept = Some(attached.number);
+                state.entry.intent = None;
+                self.engine.persist(&state.entry)?;
+                facts.committed = true;
+            }
             Step::Commit => {
                 let at = facts.mounted.or(facts.at.flatten()).ok_or_else(|| Error::internal("nothing to commit"))?;
                 let mut state = lock(&self.lane.state);
@@ -159,6 +168,9 @@ impl Work<'_> {
                 let mut state = lock(&self.lane.state);
                 state.entry.staged = None;
                 state.entry.intent = None;
+                if state.entry.attachers() == 0 {
+                    state.entry.kept = None;
+                }
                 self.engine.persist(&state.entry)?;
                 facts.released = true;
             }

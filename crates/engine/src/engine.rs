@@ -12,8 +12,8 @@ use std::time::Duration;
 use dunnage_driver::{Driver, Stranger};
 use dunnage_host::{Host, Target};
 use dunnage_model::{
-    AdoptAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, Holder, HolderKey, MountAction, NodeId,
-    OperationId, PartialSpec, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
+    AdoptAction, AttachAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, Holder, HolderKey, MountAction,
+    NodeId, OperationId, PartialSpec, PublishMode, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
 };
 use jiff::Timestamp;
 use tracing::Instrument;
@@ -89,6 +89,16 @@ pub struct Mounted {
     /// What was done.
     pub action: MountAction,
     /// The caller's hold on it: to be confirmed when the answer has been read, given back when dropped.
+    pub claim: Claim,
+}
+
+/// What came of an attach.
+pub struct AttachedTo {
+    /// The device node.
+    pub device: PathBuf,
+    /// What was done.
+    pub action: AttachAction,
+    /// The caller's hold on it.
     pub claim: Claim,
 }
 
@@ -262,6 +272,20 @@ impl Engine {
         Ok(Mounted { path, action, claim })
     }
 
+    /// Makes sure that the volume's device is on this node, for somebody who wants no mount.
+    pub async fn attach(&self, call: &Call, volume: &VolumeId, key: HolderKey) -> Result<AttachedTo> {
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
+        let claim = self.publish_as(volume, key, PublishMode::Device, "");
+        let job = self.submit(call, volume, Goal::Attach);
+        match self.wait(call, volume, &job).await? {
+            Outcome::Attached(action, device) => {
+                claim.record().map_err(|e| e.of(&volume.name).during(&call.operation))?;
+                Ok(AttachedTo { device, action, claim })
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Device to node mount: the half of a mount that all holders share.
     pub async fn stage(&self, call: &Call, volume: &VolumeId) -> Result<MountAction> {
         let job = self.submit(call, volume, Goal::Stage);
@@ -291,7 +315,8 @@ impl Engine {
         let lane = self.lane(volume);
         let (held, left) = {
             let state = lock(&lane.state);
-            (!state.entry.holders.is_empty(), !state.entry.is_empty() || !state.jobs.is_empty())
+            let held = if state.entry.staged.is_some() { state.entry.mounters() > 0 } else { !state.entry.holders.is_empty() };
+            (held, !state.entry.is_empty() || !state.jobs.is_empty())
         };
         if held {
             return Ok(done(action));
@@ -339,7 +364,9 @@ impl Engine {
             return Ok(action);
         }
         self.watched("unmount", "give-back", || self.persist(&state.entry))?;
-        Ok(if state.entry.holders.is_empty() { UnmountAction::Unmounted } else { UnmountAction::StillHeld })
+        // Who wants the device alone keeps no mount.
+        let held = if key.caller.kind == CallerKind::CliDevice { state.entry.holders.len() } else { state.entry.mounters() };
+        Ok(if held == 0 { UnmountAction::Unmounted } else { UnmountAction::StillHeld })
     }
 
     /// Its only holder is `unknown`, and no process in any namespace has it mounted or open.
@@ -442,10 +469,14 @@ impl Engine {
 
     /// The half of a mount that is one caller's: its hold on the volume, at `target`. It counts when it was confirmed.
     pub fn publish(&self, volume: &VolumeId, key: HolderKey, target: &str) -> Claim {
+        let mode = self.known(volume).map(|info| info.spec.access.publish_mode()).unwrap_or_default();
+        self.publish_as(volume, key, mode, target)
+    }
+
+    fn publish_as(&self, volume: &VolumeId, key: HolderKey, mode: PublishMode, target: &str) -> Claim {
         let lane = self.lane(volume);
         let mut state = lock(&lane.state);
         let now = self.0.settings.clock.now();
-        let mode = self.known(volume).map(|info| info.spec.access.publish_mode()).unwrap_or_default();
         let mut took_over = false;
         match state.entry.holder(&key) {
             Some(holder) => {

@@ -86,9 +86,11 @@ pub(crate) struct Lane {
 }
 
 impl LaneState {
-    /// Nobody holds it, nothing is being done to it, and something of it is here.
+    /// Nothing is being done to it, and more of it is here than anybody wants.
     pub fn is_left_over(&self) -> bool {
-        self.jobs.is_empty() && self.entry.holders.is_empty() && !self.entry.is_empty()
+        let mounted = self.entry.staged.is_some() || self.entry.intent.is_some();
+        let unwanted = if self.entry.holders.is_empty() { !self.entry.is_empty() } else { mounted && self.entry.mounters() == 0 };
+        self.jobs.is_empty() && unwanted
     }
 
     /// A new claim of this key.

@@ -9,6 +9,7 @@ use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use dunnage_host::DeviceNumber;
 use dunnage_model::{BootId, Error, Holder, HolderKey, Kind, OperationId, Result, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,9 @@ pub struct Entry {
     /// What is mounted.
     #[serde(default)]
     pub staged: Option<Staged>,
+    /// What is attached for those who want no mount.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<DeviceNumber>,
     /// Who asked.
     #[serde(default)]
     pub holders: Vec<Holder>,
@@ -58,12 +62,22 @@ pub struct Entry {
 impl Entry {
     /// An entry that says nothing.
     pub fn new(volume: VolumeId, boot: BootId) -> Self {
-        Entry { format: FORMAT, min_reader: 1, boot, volume, staged: None, holders: Vec::new(), intent: None }
+        Entry { format: FORMAT, min_reader: 1, boot, volume, staged: None, kept: None, holders: Vec::new(), intent: None }
     }
 
     /// It says nothing: there need not be a file.
     pub fn is_empty(&self) -> bool {
-        self.staged.is_none() && self.holders.is_empty() && self.intent.is_none()
+        self.staged.is_none() && self.kept.is_none() && self.holders.is_empty() && self.intent.is_none()
+    }
+
+    /// How many holders want it mounted.
+    pub fn mounters(&self) -> usize {
+        self.holders.iter().filter(|holder| holder.wants_mount()).count()
+    }
+
+    /// How many want the device alone.
+    pub fn attachers(&self) -> usize {
+        self.holders.len() - self.mounters()
     }
 
     /// The holder under this key.

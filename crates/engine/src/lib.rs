@@ -15,7 +15,7 @@ mod simulation;
 mod view;
 mod witness;
 
-pub use engine::{Call, Claim, CreateRequest, Engine, Layout, Mounted, Settings, Unmounted};
+pub use engine::{AttachedTo, Call, Claim, CreateRequest, Engine, Layout, Mounted, Settings, Unmounted};
 pub use env::{Boot, Clock, Random, System, Watcher};
 pub use planner::AdoptRequest;
 pub use view::{DriverView, Inspection, JobView, VolumeView};

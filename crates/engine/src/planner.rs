@@ -5,12 +5,15 @@
 //! this run did.
 
 mod adopt;
+mod attach;
+
+use std::path::PathBuf;
 
 use dunnage_driver::{Attached, Stranger};
 use dunnage_host::{Detached, DeviceNumber, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
-    AdoptAction, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, PartialSpec, ReleaseAction, RemoveAction, RootPath,
-    VolumeInfo, VolumeSpec, VolumeState,
+    AdoptAction, AttachAction, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, PartialSpec, ReleaseAction,
+    RemoveAction, RootPath, VolumeInfo, VolumeSpec, VolumeState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,8 @@ pub enum Goal {
         /// Who will list it.
         endpoint: EndpointName,
     },
+    /// That its device is on this node.
+    Attach,
     /// That it is mounted on this node.
     Stage,
     /// That it is not, if nobody holds it.
@@ -46,6 +51,7 @@ impl Goal {
     pub fn word(&self) -> &'static str {
         match self {
             Goal::Create { .. } => "create",
+            Goal::Attach => "attach",
             Goal::Stage => "stage",
             Goal::Unstage => "unstage",
             Goal::Remove => "remove",
@@ -80,7 +86,7 @@ pub enum Step {
     Check,
     /// Mount it, if what is on the device is what must be there.
     Mount,
-    /// Write down that it is mounted.
+    /// Write down that it is mounted, or attached.
     Commit,
     /// Unmount it.
     Unmount(DeviceNumber),
@@ -148,6 +154,8 @@ impl Step {
 pub enum Outcome {
     /// Of [`Goal::Create`].
     Created(CreateAction),
+    /// Of [`Goal::Attach`]: and the device node.
+    Attached(AttachAction, PathBuf),
     /// Of [`Goal::Stage`].
     Staged(MountAction),
     /// Of [`Goal::Unstage`]: gone, or not there before.
@@ -177,9 +185,12 @@ pub struct Staged {
 #[derive(Debug, Clone, Default)]
 #[allow(missing_docs)] // each field is what the step of its name brought
 pub struct Facts {
-    /// From the ledger, before every step.
+    /// From the ledger, before every step: those who want it mounted, those who want the device alone, and what there is.
     pub holders: usize,
+    pub attachers: usize,
     pub staged: Option<Staged>,
+    pub kept: Option<DeviceNumber>,
+    pub intended: bool,
     /// The caller does not want it any more.
     pub cancelled: bool,
 
@@ -224,6 +235,7 @@ pub struct Facts {
 pub fn next(goal: &Goal, facts: &Facts) -> Step {
     match goal {
         Goal::Create { asked, endpoint, .. } => create(asked, endpoint, facts),
+        Goal::Attach => attach::attach(facts),
         Goal::Stage => stage(facts),
         Goal::Unstage => unstage(facts),
         Goal::Remove => remove(facts),
@@ -377,7 +389,7 @@ fn undo_stage(f: &Facts, error: Error) -> Step {
     if lives_on.is_some() && device.is_none_or(|device| lives_on == Some(device)) {
         return Step::Refuse(error); // an earlier run mounted it: that stays written down
     }
-    if f.detached.is_none() {
+    if f.detached.is_none() && f.attachers == 0 {
         return Step::Detach(device);
     }
     if f.detached == Some(Detached::Lingering) {
@@ -412,7 +424,7 @@ fn unstage(f: &Facts) -> Step {
     }
     let gone = f.volume == Some(None);
     let damaged = matches!(&f.volume, Some(Some(info)) if info.state == VolumeState::Damaged);
-    let device = at.map(|there| there.device).or(f.staged.map(|staged| staged.device));
+    let device = at.map(|there| there.device).or(f.staged.map(|staged| staged.device)).or(f.kept);
     if let Some(there) = at {
         // The last copy: what is mounted may be all that is left of the data.
         if gone || damaged {
@@ -451,6 +463,11 @@ fn unstage(f: &Facts) -> Step {
         // Nothing mounted, no volume: nothing of it can be attached.
         return if f.released { Step::Done(Outcome::Unstaged(ReleaseAction::NotThere)) } else { Step::Release };
     }
+    if f.attachers > 0 {
+        // Somebody wants the device; nobody the mount.
+        let nothing = at.is_none() && f.staged.is_none() && !f.intended;
+        return if nothing || f.released { Step::Done(Outcome::StillHeld) } else { Step::Release };
+    }
     match &f.detached {
         None => Step::Detach(device),
         Some(Detached::Lingering) => match (&f.users, device) {
@@ -471,8 +488,8 @@ fn remove(f: &Facts) -> Step {
         return Step::Done(Outcome::Removed(action));
     }
     let Some(at) = f.at else { return Step::LookAtMount };
-    if f.holders > 0 || at.is_some() {
-        let detail = "it is mounted on this node";
+    if f.holders > 0 || f.attachers > 0 || at.is_some() {
+        let detail = if f.attachers > 0 { "it is attached on this node" } else { "it is mounted on this node" };
         return Step::Refuse(Error::in_use(Vec::new(), HERE, detail, "end what uses it, then remove it"));
     }
     match &f.volume {

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use dunnage_driver::Driver;
 use dunnage_host::{DeviceNumber, MountEntry};
-use dunnage_model::{DriverName, EndpointName, OperationId, Result, VolumeId, VolumeName, VolumeState};
+use dunnage_model::{DriverName, EndpointName, Holder, OperationId, Result, VolumeId, VolumeName, VolumeState};
 
 use crate::engine::{Call, Engine, Inner, Settings, unknown_holder};
 use crate::lane::{Lane, lock};
@@ -215,8 +215,9 @@ pub(crate) fn judge(entry: &mut Entry, seen: Option<&MountEntry>) -> Verdict {
         (Some(staged), Some(line)) => staged.device == line.device,
         _ => false,
     };
+    let kept = entry.kept.is_some();
     for holder in &mut entry.holders {
-        if there {
+        if there || (kept && !holder.wants_mount()) {
             // The answer was on its way: its caller may have read it. Kept, until a retry or an unmount tells.
             holder.undecided += holder.provisional;
         }
@@ -225,17 +226,22 @@ pub(crate) fn judge(entry: &mut Entry, seen: Option<&MountEntry>) -> Verdict {
     }
     entry.sweep();
     if !there {
-        for holder in &entry.holders {
+        let gone = |holder: &Holder| holder.wants_mount() || !kept;
+        for holder in entry.holders.iter().filter(|holder| gone(holder)) {
             tracing::warn!(volume = %entry.volume, %holder, "held a mount that is gone: dropped");
         }
-        entry.holders.clear();
+        entry.holders.retain(|holder| !gone(holder));
     }
     if entry.staged.is_some() && !there {
         entry.staged = None;
         // Its device may be attached yet: that stays written down until it is known to be gone.
         entry.intent = Some(Intent { operation: OperationId("op-at-start".to_owned()), goal: Goal::Unstage.word().to_owned() });
     }
-    if there && !entry.holders.is_empty() {
+    if entry.attachers() > 0 && entry.staged.is_none() && entry.intent.is_none() {
+        // The device alone, for those who want no more. Whether it is there yet is the kernel's to say, by and by.
+        return Verdict::Keep;
+    }
+    if there && entry.mounters() > 0 {
         // An unmount that had begun, and somebody came: it stays.
         entry.intent = None;
         return Verdict::Keep;

@@ -513,6 +513,7 @@ impl World {
                     }
                 });
             }
+            Step::LookForStranger | Step::LookInside(_) | Step::Renew | Step::Adopt(_) | Step::Discard => panic!("nothing is adopted here"),
             Step::WhoUses(_) => facts.users = Some(vec![Process { pid: 1, name: "somebody".to_owned(), namespace_only: false }]),
             Step::Detach(_) => {
                 let lane = &mut self.lanes[v];

@@ -69,6 +69,7 @@ impl VolumeView {
             (Some(job), _) => format!("{} ({})", busy_word(&job.goal), job.step),
             (None, VolumeState::Ready) if self.mountpoint.is_some() && self.holders.is_empty() => "mounted, to be let go".to_owned(),
             (None, VolumeState::Ready) if self.mountpoint.is_some() => "mounted".to_owned(),
+            (None, VolumeState::Ready) if self.device.is_some() => "attached".to_owned(),
             (None, state) => state.to_string(),
         }
     }
@@ -78,6 +79,7 @@ fn busy_word(goal: &str) -> &str {
     match goal {
         "create" => "creating",
         "stage" => "mounting",
+        "attach" => "attaching",
         "unstage" => "unmounting",
         "remove" => "removing",
         "adopt" => "adopting",
@@ -125,7 +127,7 @@ impl Engine {
         if let Some(lane) = lane {
             let state = lock(&lane.state);
             view.mountpoint = state.entry.staged.map(|_| self.shown_at(&view.info.id, Some(&view.info)).display().to_string());
-            view.device = state.entry.staged.map(|staged| staged.device);
+            view.device = state.entry.staged.map(|staged| staged.device).or(state.entry.kept);
             view.holders = state.entry.holders.clone();
             view.jobs = state
                 .jobs

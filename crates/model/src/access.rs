@@ -25,6 +25,8 @@ pub enum PublishMode {
     ReadWrite,
     /// The filesystem, read only.
     ReadOnly,
+    /// The device alone.
+    Device,
 }
 
 impl Access {

@@ -20,6 +20,8 @@ pub enum CallerKind {
     Plain,
     /// A person or a script at the command line.
     Cli,
+    /// The same, who wants the device alone.
+    CliDevice,
     /// Nobody that we know: a mount that was there when the daemon found it.
     Unknown,
 }
@@ -31,6 +33,7 @@ impl fmt::Display for CallerKind {
             CallerKind::Podman => "podman",
             CallerKind::Plain => "plugin client without an ID",
             CallerKind::Cli => "command line",
+            CallerKind::CliDevice => "command line, the device alone",
             CallerKind::Unknown => "unknown",
         })
     }
@@ -132,7 +135,12 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// Everything that keeps the volume mounted for this key.
+    /// It wants the volume mounted, and not only attached.
+    pub fn wants_mount(&self) -> bool {
+        self.mode != PublishMode::Device
+    }
+
+    /// Everything that keeps the volume here for this key.
     pub fn total(&self) -> u32 {
         self.count + self.provisional + self.undecided
     }

@@ -235,6 +235,8 @@ impl World {
                     }
                 });
             }
+            // What is adopted has a world of its own.
+            Step::LookForStranger | Step::LookInside(_) | Step::Renew | Step::Adopt(_) | Step::Discard => panic!("nothing is adopted here"),
             Step::WhoUses(_) => facts.users = Some(vec![process(4711, "tail", false), process(4712, "sleep", true)]),
             Step::Detach(_) => {
                 facts.detached = Some(match self.attached {

@@ -10,7 +10,7 @@ use axum::extract::{ConnectInfo, Path, Query, State};
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use dunnage_engine::{AdoptRequest, Call, CreateRequest, Engine};
+use dunnage_engine::{AdoptRequest, AttachedTo, Call, CreateRequest, Engine};
 use dunnage_frontend_unix::{Connection, read_json, status};
 use dunnage_model::{
     AdoptAction, Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey, PartialSpec, Result, VolumeId,
@@ -19,7 +19,8 @@ use dunnage_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{
-    AdoptBody, Adopted, CreateBody, Created, Mounted, PATIENCE, ReleaseBody, Released, Removed, Status, Strangers, Unmounted, Volumes,
+    AdoptBody, Adopted, Attached, CreateBody, Created, Mounted, PATIENCE, ReleaseBody, Released, Removed, Status, Strangers, Unmounted,
+    Volumes,
 };
 
 /// How long a caller waits that does not say.
@@ -66,6 +67,8 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/volumes/{name}", get(inspect).delete(remove))
         .route("/v1/volumes/{name}/mount", post(mount))
         .route("/v1/volumes/{name}/unmount", post(unmount))
+        .route("/v1/volumes/{name}/attach", post(attach))
+        .route("/v1/volumes/{name}/detach", post(detach))
         .route("/v1/volumes/{name}/release", post(release_holder))
         .route("/v1/volumes/{name}/adopt", post(adopt))
         .route("/v1/strangers", get(strangers))
@@ -182,8 +185,8 @@ impl Admin {
         }
     }
 
-    fn holder(&self) -> Result<HolderKey> {
-        Ok(HolderKey { endpoint: ENDPOINT.parse()?, caller: Caller { kind: CallerKind::Cli, id: None } })
+    fn holder(&self, kind: CallerKind) -> Result<HolderKey> {
+        Ok(HolderKey { endpoint: ENDPOINT.parse()?, caller: Caller { kind, id: None } })
     }
 }
 
@@ -297,7 +300,7 @@ async fn mount(
     let work = async {
         let call = admin.call(&headers, "mount", &name);
         let volume = admin.meant(&name, &which).await?;
-        let mounted = admin.engine.mount(&call, &volume, admin.holder()?).await?;
+        let mounted = admin.engine.mount(&call, &volume, admin.holder(CallerKind::Cli)?).await?;
         let claim = mounted.claim;
         connection.when_read(move || claim.delivered());
         Ok(Mounted { action: mounted.action, path: mounted.path.display().to_string() })
@@ -309,7 +312,40 @@ async fn unmount(State(admin): Shared, headers: HeaderMap, Path(name): Path<Stri
     let work = async {
         let call = admin.call(&headers, "unmount", &name);
         let volume = admin.meant_or_only(&name, &which).await?;
-        let done = admin.engine.unmount(&call, &volume, &admin.holder()?).await?;
+        let done = admin.engine.unmount(&call, &volume, &admin.holder(CallerKind::Cli)?).await?;
+        Ok(Unmounted { action: done.action, lingering: done.lingering })
+    };
+    reply(work.await)
+}
+
+async fn attach(
+    State(admin): Shared,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+) -> Response {
+    let work = async {
+        let call = admin.call(&headers, "attach", &name);
+        let volume = admin.meant(&name, &which).await?;
+        let AttachedTo { device, action, claim } = admin.engine.attach(&call, &volume, admin.holder(CallerKind::CliDevice)?).await?;
+        connection.when_read(move || claim.delivered());
+        Ok(Attached { action, device: device.display().to_string() })
+    };
+    reply(work.await)
+}
+
+async fn detach(State(admin): Shared, headers: HeaderMap, Path(name): Path<String>, Query(which): Query<Which>) -> Response {
+    let work = async {
+        let call = admin.call(&headers, "detach", &name);
+        let volume = admin.meant_or_only(&name, &which).await?;
+        let held = admin.engine.held().into_iter().find(|held| held.volume == volume).map(|held| held.holders).unwrap_or_default();
+        let mounters: Vec<String> = held.iter().filter(|holder| holder.wants_mount()).map(ToString::to_string).collect();
+        if !mounters.is_empty() {
+            let next = "end what uses it, or take back 'volume mount' with 'volume unmount': then it is detached too";
+            return Err(Error::in_use(mounters, admin.engine.node(), "it is mounted", next).of(&volume.name));
+        }
+        let done = admin.engine.unmount(&call, &volume, &admin.holder(CallerKind::CliDevice)?).await?;
         Ok(Unmounted { action: done.action, lingering: done.lingering })
     };
     reply(work.await)

@@ -54,14 +54,15 @@ mod any {
         use prop::option::of;
         let detached = prop_oneof![Just(Detached::Done), Just(Detached::NotThere), Just(Detached::Lingering)];
         let removed = prop_oneof![Just(RemoveAction::Removed), Just(RemoveAction::NotThere)];
-        let ledger = (0..3_usize, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        let device = (0..2_usize, of(Just(OURS)), any::<bool>());
+        let ledger = (0..3_usize, device, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
         let platform =
             (of(info()), any::<(bool, bool)>(), of(probe()), any::<bool>(), any::<bool>(), any::<bool>(), of(removed), of(of("x")));
         let node = (of(mounted()), any::<bool>(), of(attached()), of(probe()), any::<bool>(), any::<bool>(), mounted());
         let gone = (of(unmounted()), of(Just(vec![process(1, "init", false)])), of(detached));
         let trouble = (of(Just(step_failed(0))), any::<bool>());
         (ledger, platform, node, gone, trouble).prop_map(|(ledger, platform, node, gone, trouble)| {
-            let (holders, staged, cancelled, recorded, committed, released) = ledger;
+            let (holders, (attachers, kept, intended), staged, cancelled, recorded, committed, released) = ledger;
             let (volume, (provision_tried, allocated), probed_new, formatting, formatted, published, removed, recovered) = platform;
             let (at, in_place, attached, probe, checked, mount_tried, mounted) = node;
             let (unmounted, users, detached) = gone;
@@ -69,7 +70,10 @@ mod any {
             // Every field by name: one that is added must be thought of here.
             Facts {
                 holders,
+                attachers,
                 staged,
+                kept,
+                intended,
                 cancelled,
                 volume,
                 at,
@@ -93,6 +97,12 @@ mod any {
                 released,
                 removed,
                 recovered,
+                // What is adopted has facts of its own, and no other goal looks at them.
+                stranger: None,
+                inside: None,
+                renewed: false,
+                adopted: false,
+                discarded: false,
                 failure,
                 undo_failed,
             }

@@ -1,0 +1,47 @@
+//! The device alone, for somebody who wants no mount.
+
+use dunnage_model::{AttachAction, Error, VolumeState};
+
+use super::{Facts, Outcome, Step, cancelled, damaged};
+
+pub(super) fn attach(f: &Facts) -> Step {
+    let failure = f.failure.clone().or_else(|| (f.cancelled && !f.committed).then(cancelled));
+    if let Some(error) = failure {
+        return undo(f, error);
+    }
+    let Some(at) = f.at else { return Step::LookAtMount };
+    let info = match &f.volume {
+        None => return Step::Inspect,
+        Some(None) => return Step::Refuse(Error::not_found("there is no volume of that name", "create it first")),
+        Some(Some(info)) => info,
+    };
+    match info.state {
+        VolumeState::Ready => {}
+        VolumeState::Damaged => return Step::Refuse(damaged(info)),
+        VolumeState::Creating | VolumeState::Removing => {
+            let detail = format!("it is {}: a create or a removal of it was interrupted", info.state);
+            return Step::Refuse(Error::not_found(detail, "create it again"));
+        }
+    }
+    if !f.recorded {
+        return Step::Record;
+    }
+    let Some(attached) = &f.attached else { return Step::Attach };
+    if !f.committed {
+        return Step::Commit;
+    }
+    let joined = attached.found && (at.is_some() || f.kept.is_some());
+    let action = if joined { AttachAction::Joined } else { AttachAction::Attached };
+    Step::Done(Outcome::Attached(action, attached.path.clone()))
+}
+
+fn undo(f: &Facts, error: Error) -> Step {
+    let others = f.at.flatten().is_some() || f.kept.is_some();
+    match &f.attached {
+        // What others have mounted or attached stays; so does what we could not undo, for the next start.
+        _ if f.undo_failed || !f.recorded || f.released || others => Step::Refuse(error),
+        Some(attached) if f.detached.is_none() => Step::Detach(Some(attached.number)),
+        None if f.detached.is_none() => Step::Detach(None),
+        _ => Step::Release,
+    }
+}
