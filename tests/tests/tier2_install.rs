@@ -218,6 +218,17 @@ fn dvdcli_is_installed_beside_the_binary_and_runs() {
 }
 
 #[test]
+fn rexray_is_installed_beside_the_binary_and_runs() {
+    let installed = Installed::new();
+    let said = sh(&installed.at("usr/local/bin/rexray version"));
+    assert!(said.starts_with("REX-Ray\n") && said.contains("SemVer: "), "{said}");
+    assert!(installed.read("usr/local/share/man/man1/rexray-volume-create.1").contains("availabilityZone"));
+    // A bare question mark would be a pattern.
+    let fish = installed.read("usr/local/share/fish/vendor_completions.d/rexray.fish");
+    assert!(fish.contains(r"-s \? ") && !fish.contains("-s ? "), "{fish}");
+}
+
+#[test]
 fn another_program_that_is_called_dvdcli_is_neither_overwritten_nor_removed() {
     let root = scratch();
     let theirs = root.join("usr/local/bin/dvdcli");

@@ -318,6 +318,12 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
+/// It is a unit's main process, which is not to go to the background.
+pub fn by_systemd() -> bool {
+    // The variable alone does not tell: shells of a desktop session have it too.
+    std::env::var_os("INVOCATION_ID").is_some() && std::os::unix::process::parent_id() == 1
+}
+
 /// Reads the command line and does what it says.
 pub fn run() -> Result<ExitCode> {
     let cli = match Cli::try_parse() {
@@ -338,9 +344,7 @@ pub fn run() -> Result<ExitCode> {
     }
     match cli.command {
         Command::Start(args) => {
-            // The variable alone does not tell: shells of a desktop session have it too.
-            let by_systemd = std::env::var_os("INVOCATION_ID").is_some() && std::os::unix::process::parent_id() == 1;
-            if args.foreground || args.detached || by_systemd {
+            if args.foreground || args.detached || by_systemd() {
                 daemon::run(&places, &args)?;
             } else {
                 control::start(&places, &args)?;
@@ -356,7 +360,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Config(ConfigCommand::Show) => print!("{}", Config::load(&places)?.to_yaml()),
         Command::Config(ConfigCommand::Check) => print!("{}", config::check_report(&Config::load(&places)?)),
         Command::Install(args) => install::install(&args)?,
-        Command::Uninstall(args) => install::uninstall(&args, &places)?,
+        Command::Uninstall(args) => install::uninstall(&args, &places, install::Extent::All)?,
         Command::Completion { shell } => print!("{}", install::completion(shell)),
         Command::Version => println!("dunnage {} ({})", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH),
     }

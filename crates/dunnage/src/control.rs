@@ -49,7 +49,7 @@ pub fn start(places: &Places, args: &StartArgs) -> Result<()> {
 }
 
 /// The flags that lead another command to the same daemon; none for the usual one.
-fn place_flags(places: &Places) -> String {
+pub fn place_flags(places: &Places) -> String {
     if places.run_dir == Path::new("/run/dunnage") { String::new() } else { format!(" --run-dir {}", places.run_dir.display()) }
 }
 
@@ -65,7 +65,9 @@ pub fn spawn(places: &Places, args: &StartArgs) -> Result<u32> {
     }
     let mut log = File::options().create(true).append(true).read(true).open(&args.log_file).map_err(os("its log"))?;
     let before = log.seek(SeekFrom::End(0)).map_err(os("its log"))?;
-    let mut command = Command::new(binary);
+    let mut command = Command::new(&binary);
+    // Whatever this is called: the name picks the face.
+    command.arg0(binary.with_file_name("dunnage"));
     if let Some(config) = &places.config {
         command.arg("--config").arg(config);
     }
@@ -111,14 +113,14 @@ pub fn spawn(places: &Places, args: &StartArgs) -> Result<u32> {
 
 /// `dunnage stop`
 pub fn stop(places: &Places, release: bool) -> Result<()> {
-    let Some(owner) = instance::running(&places.run_dir) else {
+    if instance::running(&places.run_dir).is_none() {
         if release {
             let detail = "the daemon does not run, so nothing can be let go";
             return Err(Error::unavailable(detail, "start it, then ask again; or unmount by hand what 'findmnt -t ext4,xfs,btrfs' shows"));
         }
         println!("The Dunnage daemon is not running.");
         return Ok(());
-    };
+    }
     if release {
         let released: Released = ask(places, Duration::from_secs(90), "POST", "/v1/release", &())?;
         for error in &released.failed {
@@ -128,12 +130,23 @@ pub fn stop(places: &Places, release: bool) -> Result<()> {
             return Err(error);
         }
     }
+    if end(places)?.is_none() {
+        return Ok(());
+    }
+    let rest = if release { "every volume was let go" } else { "what is mounted stays mounted" };
+    println!("The Dunnage daemon has stopped; {rest}.");
+    Ok(())
+}
+
+/// Ends the daemon, and waits until it has ended. Gives its process, or nothing if none ran.
+pub fn end(places: &Places) -> Result<Option<u32>> {
+    let Some(owner) = instance::running(&places.run_dir) else { return Ok(None) };
     let pid = i32::try_from(owner.pid).ok().and_then(Pid::from_raw).ok_or_else(|| Error::internal("a process number that is none"))?;
     let failed = |e: rustix::io::Errno| Error::os(format_args!("cannot stop the daemon (pid {})", owner.pid), &e.into());
     // By descriptor: the number cannot become another process' meanwhile.
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed)?;
     if !owner.lives() {
-        return Ok(());
+        return Ok(None);
     }
     rustix::process::pidfd_send_signal(&pidfd, Signal::TERM).map_err(failed)?;
     let patience = Timespec { tv_sec: STOP.as_secs().cast_signed(), tv_nsec: 0 };
@@ -141,9 +154,7 @@ pub fn stop(places: &Places, release: bool) -> Result<()> {
     if ended == 0 {
         return Err(Error::timeout("stop", format!("the daemon (pid {}) has not ended after {} s", owner.pid, STOP.as_secs())));
     }
-    let rest = if release { "every volume was let go" } else { "what is mounted stays mounted" };
-    println!("The Dunnage daemon has stopped; {rest}.");
-    Ok(())
+    Ok(Some(owner.pid))
 }
 
 /// `dunnage restart`

@@ -12,7 +12,7 @@ use dunnage_model::{Error, HERE, Result};
 
 use crate::cli::{InstallArgs, command};
 use crate::config::Places;
-use crate::{daemon, instance};
+use crate::{daemon, instance, rexray};
 
 /// The service. Mounts must reach everybody, so it has nothing that gives it a mount namespace of its own; what carries a
 /// mount or a device outlives it, so only its main process is killed, and its run directory is not systemd's to remove.
@@ -98,7 +98,7 @@ impl Plan {
         Ok(Plan {
             root: args.root.clone(),
             binary: prefix.join("bin/dunnage"),
-            links: vec![prefix.join("bin").join(dunnage_dvdcli::NAME)],
+            links: [dunnage_dvdcli::NAME, rexray::NAME].map(|name| prefix.join("bin").join(name)).to_vec(),
             share: prefix.join("share"),
             units: PathBuf::from("/etc/systemd/system"),
         })
@@ -135,8 +135,8 @@ impl Plan {
 }
 
 /// The command lines of this binary.
-fn faces() -> [clap::Command; 2] {
-    [command(), dunnage_dvdcli::command()]
+fn faces() -> [clap::Command; 3] {
+    [command(), dunnage_dvdcli::command(), rexray::command()]
 }
 
 /// The manual pages of a command line: one for the whole, and one for each command.
@@ -164,7 +164,9 @@ pub fn completion(shell: Shell) -> String {
 fn script(shell: Shell, mut face: clap::Command) -> String {
     let (mut script, name) = (Vec::new(), face.get_name().to_owned());
     clap_complete::generate(shell, &mut face, name, &mut script);
-    String::from_utf8_lossy(&script).into_owned()
+    let script = String::from_utf8_lossy(&script).into_owned();
+    // rexray's -? would be a pattern for files' names (clap_complete 4.6 does not quote it).
+    if shell == Shell::Fish { script.replace(" -s ? ", " -s \\? ") } else { script }
 }
 
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
@@ -221,8 +223,17 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     Ok(())
 }
 
+/// How much is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Everything that install made.
+    All,
+    /// The units: the rest is a package manager's.
+    Units,
+}
+
 /// `dunnage uninstall`
-pub fn uninstall(args: &InstallArgs, places: &Places) -> Result<()> {
+pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<()> {
     if args.root == Path::new("/") {
         if !rustix::process::geteuid().is_root() {
             return Err(daemon::need_root("uninstall"));
@@ -235,6 +246,7 @@ pub fn uninstall(args: &InstallArgs, places: &Places) -> Result<()> {
     let ours = |link: &PathBuf| fs::read_link(plan.at(link)).is_ok_and(|target| target == Path::new("dunnage"));
     let links = plan.links.iter().filter(|link| ours(link)).cloned();
     let paths = plan.files()?.into_iter().map(|(path, _)| path).chain(links).chain([plan.binary.clone()]);
+    let paths = paths.filter(|path| extent == Extent::All || path.starts_with(&plan.units));
     for path in paths.map(|path| plan.at(&path)) {
         match fs::remove_file(&path) {
             Ok(()) => println!("removed {}", path.display()),

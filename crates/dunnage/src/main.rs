@@ -13,6 +13,7 @@ mod install;
 mod instance;
 mod logging;
 mod output;
+mod rexray;
 
 use std::process::ExitCode;
 
@@ -34,8 +35,10 @@ fn main() -> ExitCode {
             }
         };
     }
-    if std::path::Path::new(&name).file_name().is_some_and(|name| name == dunnage_dvdcli::NAME) {
-        return dunnage_dvdcli::main();
+    match std::path::Path::new(&name).file_name().and_then(|name| name.to_str()) {
+        Some(dunnage_dvdcli::NAME) => return dunnage_dvdcli::main(),
+        Some(rexray::NAME) => return rexray::main(),
+        _ => {}
     }
     // Written to by a pipe that is closed (`dunnage volume ls | head`): end, as every other tool does.
     let outcome = cli::run();
