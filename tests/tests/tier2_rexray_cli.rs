@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use dunnage_tests::fuse::sh;
+use dunnage_tests::sh;
 use dunnage_tests::{Node, Ran, binary, is_mounted, kernel};
 use serde_json::{Value, json};
 
@@ -220,7 +220,6 @@ fn what_is_a_volume_s_is_no_device_to_be_mounted_formatted_or_unmounted_by_hand(
 }
 
 #[test]
-#[ignore = "attach is being built"]
 fn a_volume_is_attached_without_being_mounted_and_detached() {
     let node = Node::started();
     rexray(&node, "volume create pg --size 32MiB").ok();
@@ -239,6 +238,12 @@ fn a_volume_is_attached_without_being_mounted_and_detached() {
     rexray(&node, "volume create redis --size 32MiB --attach").ok();
     assert_eq!(rexray(&node, "volume ls --attached -q").ok(), "redis  redis  attached  1");
     rexray(&node, "volume detach redis").ok();
+    // An unmount takes both back.
+    rexray(&node, "volume attach pg").ok();
+    rexray(&node, "volume mount pg").ok();
+    rexray(&node, "volume unmount pg").ok();
+    assert_eq!(rexray(&node, "volume ls --attached -q").ok(), "");
+    node.wait_until_released("pg");
 }
 
 #[test]

@@ -312,6 +312,9 @@ pub struct InstallArgs {
     /// Where programs and manual pages go
     #[arg(long, value_name = "DIR", default_value = "/usr/local")]
     pub prefix: PathBuf,
+    /// The name that we are called by
+    #[arg(skip = "dunnage")]
+    pub face: &'static str,
 }
 
 pub fn command() -> clap::Command {

@@ -11,7 +11,7 @@ use clap_complete::Shell;
 use dunnage_model::{Error, HERE, Result};
 
 use crate::cli::{InstallArgs, command};
-use crate::config::Places;
+use crate::config::{Config, DEFAULT_FILE, Places};
 use crate::{daemon, instance, rexray};
 
 /// The service. Mounts must reach everybody, so it has nothing that gives it a mount namespace of its own; what carries a
@@ -211,7 +211,11 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     let this = fs::read("/proc/self/exe").map_err(|e| Error::os("cannot read this binary", &e))?;
     // First, for it is refused where another program has the name.
     for link in &plan.links {
-        relink(&plan.at(link))?;
+        match relink(&plan.at(link)) {
+            // The old service may stay beside us for as long as somebody wants it.
+            Err(e) if link.ends_with(rexray::NAME) && args.face != rexray::NAME => eprintln!("dunnage: {e}"),
+            outcome => outcome?,
+        }
     }
     write(&plan.at(&plan.binary), &this, 0o755)?;
     for (path, content) in plan.files()? {
@@ -240,7 +244,7 @@ pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<
         }
         refuse_while_held(places)?;
         // Our folder for mounts, which is empty now. It is nobody's but ours, and not there if we never ran.
-        let _ = rustix::mount::unmount(places.state_dir.join("volumes"), rustix::mount::UnmountFlags::NOFOLLOW);
+        let _ = rustix::mount::unmount(&volumes(places), rustix::mount::UnmountFlags::NOFOLLOW);
     }
     let plan = Plan::new(args)?;
     let ours = |link: &PathBuf| fs::read_link(plan.at(link)).is_ok_and(|target| target == Path::new("dunnage"));
@@ -258,10 +262,35 @@ pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<
     Ok(())
 }
 
+/// The folder for mounts; where it usually is, if the configuration cannot be read any more.
+fn volumes(places: &Places) -> PathBuf {
+    Config::load(places).map_or_else(|_| places.state_dir.join("volumes"), |config| config.volumes.path)
+}
+
+/// What `rexray install` leaves for who had no configuration: our own driver, under REX-Ray's names.
+const REXRAY_CONFIG: &str = "\
+# Written by 'rexray install'. 'dunnage config check' says what becomes of each key.
+libstorage:
+  service: local
+";
+
+/// Writes a configuration with the endpoint `rexray`, if there is none of any kind.
+pub fn rexray_config(args: &InstallArgs) -> Result<()> {
+    let home = crate::config::rexray::Home::of(&|name| std::env::var(name).ok());
+    let at = |path: &Path| args.root.join(path.strip_prefix("/").unwrap_or(path));
+    let [rexray, config] = home.files();
+    let there = [&rexray, &config, &PathBuf::from(DEFAULT_FILE)].into_iter().map(|file| at(file)).find(|file| file.exists());
+    match there {
+        Some(file) => println!("the configuration {} stays as it is", file.display()),
+        None => write(&at(&config), REXRAY_CONFIG.as_bytes(), 0o644)?,
+    }
+    Ok(())
+}
+
 /// Volumes that are mounted need the daemon to be let go.
 fn refuse_while_held(places: &Places) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("cannot read the table of mounts", &e))?;
-    let folder = format!("{}/volumes/", places.state_dir.display());
+    let folder = format!("{}/", volumes(places).display());
     let held: Vec<String> =
         mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter_map(|path| path.strip_prefix(&folder)).map(str::to_owned).collect();
     if !held.is_empty() {

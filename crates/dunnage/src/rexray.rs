@@ -58,7 +58,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match command {
         Command::Version => say(&version()),
         Command::Env => say(&env::env(&places)?.into_iter().map(|(key, value)| format!("{key}={value}\n")).collect::<String>()),
-        Command::Install => install::install(&args::everywhere()).map(|()| ExitCode::SUCCESS),
+        Command::Install => {
+            install::rexray_config(&args::everywhere()).and_then(|()| install::install(&args::everywhere())).map(|()| ExitCode::SUCCESS)
+        }
         Command::Uninstall { package } => {
             let extent = if package { install::Extent::Units } else { install::Extent::All };
             install::uninstall(&args::everywhere(), &places, extent).map(|()| ExitCode::SUCCESS)

@@ -326,6 +326,8 @@ impl Engine {
         }
         match self.unstage(call, volume).await? {
             Outcome::Unstaged(_) => Ok(done(action)),
+            // Only the device is held still: the mount is gone.
+            Outcome::StillHeld if lock(&self.lane(volume).state).entry.mounters() == 0 => Ok(done(action)),
             Outcome::StillHeld => Ok(done(UnmountAction::StillHeld)),
             Outcome::Lingering(users) => Ok(Unmounted { action, lingering: users.iter().map(ToString::to_string).collect() }),
             other => Err(unexpected(&other)),

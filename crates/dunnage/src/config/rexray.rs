@@ -50,6 +50,8 @@ impl Fate {
 pub struct Told {
     /// The key, as REX-Ray's documentation spells it where it is known.
     pub key: String,
+    /// Its value; `***` where that is a secret.
+    pub value: String,
     /// Where it stands: `line 12`, or `environment`.
     pub place: String,
     /// What becomes of it.
@@ -63,7 +65,7 @@ const ROOTS: &[&str] = &["rexray", "libstorage", "integration", "linux", "docker
 /// Sections of ours.
 const OURS: &[&str] = &["admin", "volumes", "holders", "drivers", "endpoints"];
 /// The operations of volumes, in REX-Ray's words.
-const OPS: &str = "integration.volume.operations.";
+pub const OPS: &str = "integration.volume.operations.";
 /// What REX-Ray called its one endpoint.
 const ENDPOINT: &str = "rexray";
 
@@ -142,10 +144,14 @@ fn told(item: &Item, note: Option<&(Fate, String)>) -> Told {
     });
     // A key in a section is told of by its whole path.
     let key = if key.len() < item.shown.len() { item.shown.clone() } else { key };
-    match note {
-        Some((fate, what)) => Told { key, place, fate: *fate, what: what.clone() },
-        None => Told { key, place, fate, what },
-    }
+    let value = if keys::is_secret(&item.path) { "***".to_owned() } else { item.values.join(" ") };
+    let (fate, what) = note.cloned().unwrap_or((fate, what));
+    Told { key, value, place, fate, what }
+}
+
+/// The environment's name of a key.
+pub fn variable(key: &str) -> String {
+    flat::variable(key)
 }
 
 struct Reader<'a> {

@@ -566,5 +566,5 @@ pub fn parse<T: Into<OsString> + Clone>(args: impl IntoIterator<Item = T>) -> Re
 
 /// Where 'install' puts things: REX-Ray's had no say in it.
 pub fn everywhere() -> InstallArgs {
-    InstallArgs { root: "/".into(), prefix: "/usr/local".into() }
+    InstallArgs { root: "/".into(), prefix: "/usr/local".into(), face: super::NAME }
 }

@@ -202,7 +202,7 @@ fn failed(verb: &str, what: &Path, errno: rustix::io::Errno) -> Error {
 
 /// mkfs, on what is proven blank: the host's own rule, and its own look right before.
 fn make(path: PathBuf, fs: FsKind) -> Result<()> {
-    let request = FormatRequest { path, fs, uuid: uuid::Uuid::new_v4(), uid: 0, gid: 0, mode: 0o755 };
+    let request = FormatRequest::plain(path, fs, uuid::Uuid::new_v4());
     host().block_on(|host| async move { host.filesystems.format(&request).await }).map_err(|mut error| {
         if matches!(error.kind, Kind::NotBlank { .. }) {
             error.next = "nothing was written; a device that was ever written is not proven blank: make a volume instead ('rexray volume \

@@ -244,6 +244,10 @@ fn let_go(asked: &Asked<'_>, format: &Format, dry_run: bool, several: &Several, 
                 let detail = format!("it is {}, and not by this command line: nothing was done", undo.participle);
                 return Err(named(Error::in_use(vec![], HERE, detail, "'dunnage holder ls' shows who holds it"), &volume));
             }
+            // An unmount detaches as well, as REX-Ray's did: this command line's own hold on the device goes with it.
+            _ if undo.verb == "/unmount" && undone.action != UnmountAction::StillHeld => {
+                asked.on::<Unmounted>("POST", &volume, "/detach")?;
+            }
             UnmountAction::StillHeld => note(&format!("{}: {}, it stays {}", volume.name, undone.action, undo.participle)),
             _ => {}
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use dunnage_host::KnownFs;
-use dunnage_model::{Access, Bytes, FsKind, Usage};
+use dunnage_model::{Bytes, FsKind, Usage};
 use jiff::Timestamp;
 use uuid::Uuid;
 

@@ -349,6 +349,13 @@ pub(super) fn strip<'p>(scope: &str, path: &'p str) -> Option<&'p str> {
     Some(rest)
 }
 
+/// Whether a value must not be shown.
+pub(super) fn is_secret(path: &str) -> bool {
+    let last = path.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    ["accesskey", "secretkey", "password", "vmhpassword", "token", "tokenid", "clientsecret", "storageaccesskey", "key", "cephargs"]
+        .contains(&last.as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

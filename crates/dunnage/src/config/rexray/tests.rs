@@ -202,6 +202,8 @@ fn every_key_of_the_inventory_is_read_and_told_of() {
         assert!(!report.contains(secret), "a secret stands in the report");
     }
     assert!(report.contains("linux.volume.filemode"), "{report}");
+    let values: Vec<&str> = config.told.iter().map(|told| told.value.as_str()).collect();
+    assert!(!values.contains(&"hunter2") && values.contains(&"***"), "secrets are hidden");
 }
 
 #[test]
