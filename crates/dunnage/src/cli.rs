@@ -72,6 +72,10 @@ pub enum Command {
         /// First unmount and detach everything, whoever holds it: for a machine that shuts down
         #[arg(long)]
         release: bool,
+        /// Then make the folder of mounts a plain one again, what is mounted staying mounted: for another service, such as
+        /// REX-Ray, that is to go on with it. Only where mounts lie at PATH/NAME
+        #[arg(long)]
+        hand_over: bool,
     },
     /// Stop and start the daemon; what is mounted stays mounted
     Restart,
@@ -353,7 +357,12 @@ pub fn run() -> Result<ExitCode> {
                 control::start(&places, &args)?;
             }
         }
-        Command::Stop { release } => control::stop(&places, release)?,
+        Command::Stop { release, hand_over } => {
+            control::stop(&places, release)?;
+            if hand_over {
+                control::hand_over(&places)?;
+            }
+        }
         Command::Restart => control::restart(&places)?,
         Command::Status { output } => return control::status(&places, output),
         Command::Demo => demo::run()?,

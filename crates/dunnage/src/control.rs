@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use dunnage_engine::Layout;
 use dunnage_frontend_admin::wire::{Released, Status};
 use dunnage_model::{Error, Result};
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -155,6 +156,18 @@ pub fn end(places: &Places) -> Result<Option<u32>> {
         return Err(Error::timeout("stop", format!("the daemon (pid {}) has not ended after {} s", owner.pid, STOP.as_secs())));
     }
     Ok(Some(owner.pid))
+}
+
+/// `dunnage stop --hand-over`
+pub fn hand_over(places: &Places) -> Result<()> {
+    let volumes = Config::load(places)?.volumes;
+    if volumes.layout != Layout::Flat {
+        let detail = "mounts lie at PATH/DRIVER/NAME, where no other service looks for them";
+        return Err(Error::invalid("hand-over", detail, "let everything go instead: dunnage stop --release"));
+    }
+    let count = dunnage_host::linux::give_back(&volumes.path)?;
+    println!("{} is a plain folder again; {count} volumes are mounted in it.", volumes.path.display());
+    Ok(())
 }
 
 /// `dunnage restart`

@@ -300,12 +300,15 @@ impl Engine {
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let done = |action| Unmounted { action, lingering: Vec::new() };
         let mut action = self.unpublish(volume, key)?;
-        if action == UnmountAction::NotHeld {
+        // Nobody else can have meant the mount that was found without a name. (Others may hold it as well by now.)
+        let meant =
+            if action == UnmountAction::NotHeld { self.mark_unknown_holder(volume)? } else { self.unknown_holder_is_marked(volume) };
+        if meant {
             let looking = tokio::time::timeout(call.patience, self.adopted_and_unused(volume)).await;
             let late =
                 |_| Error::timeout("unmount/who-uses", "nobody could say in time who uses it").of(&volume.name).during(&call.operation);
             if looking.map_err(late)?? {
-                // A mount that was found without anybody's name, and nothing lives on it: whoever unmounts now had it.
+                // Nothing lives on it: whoever unmounted had it.
                 action = self.drop_unknown_holder(volume)?;
             }
         }
@@ -390,6 +393,32 @@ impl Engine {
     pub async fn unstage(&self, call: &Call, volume: &VolumeId) -> Result<Outcome> {
         let job = self.submit(call, volume, Goal::Unstage);
         self.wait(call, volume, &job).await
+    }
+
+    /// Notes that somebody has unmounted who holds nothing by name: it may be the nameless holder of an adopted mount. Says
+    /// whether there is one.
+    fn mark_unknown_holder(&self, volume: &VolumeId) -> Result<bool> {
+        let lane = self.lane(volume);
+        let mut state = lock(&lane.state);
+        let unknown = |holder: &&mut Holder| holder.key.caller.kind == CallerKind::Unknown;
+        let Some(holder) = state.entry.holders.iter_mut().find(unknown) else { return Ok(false) };
+        (holder.count, holder.undecided) = (0, 1);
+        self.persist(&state.entry)?;
+        Ok(true)
+    }
+
+    fn unknown_holder_is_marked(&self, volume: &VolumeId) -> bool {
+        let lane = crate::view::read(&self.0.lanes).get(volume).cloned();
+        lane.is_some_and(|lane| lock(&lane.state).entry.is_to_be_released())
+    }
+
+    /// Lets the nameless holder go whose unmount has come, if nothing lives on the mount any more.
+    pub(crate) async fn release_unknown(&self, volume: &VolumeId) -> Result<bool> {
+        let unused = self.unknown_holder_is_marked(volume) && self.adopted_and_unused(volume).await?;
+        if unused {
+            self.drop_unknown_holder(volume)?;
+        }
+        Ok(unused)
     }
 
     /// Drops the nameless holder of an adopted mount, and nobody who came since.

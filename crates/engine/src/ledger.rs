@@ -10,7 +10,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use dunnage_host::DeviceNumber;
-use dunnage_model::{BootId, Error, Holder, HolderKey, Kind, OperationId, Result, VolumeId};
+use dunnage_model::{BootId, CallerKind, Error, Holder, HolderKey, Kind, OperationId, Result, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::planner::Staged;
@@ -68,6 +68,12 @@ impl Entry {
     /// It says nothing: there need not be a file.
     pub fn is_empty(&self) -> bool {
         self.staged.is_none() && self.kept.is_none() && self.holders.is_empty() && self.intent.is_none()
+    }
+
+    /// Its only holder is nameless, and an unmount has come that can only have been its.
+    pub fn is_to_be_released(&self) -> bool {
+        let marked = |holder: &Holder| holder.key.caller.kind == CallerKind::Unknown && holder.count == 0;
+        !self.holders.is_empty() && self.holders.iter().all(marked)
     }
 
     /// How many holders want it mounted.

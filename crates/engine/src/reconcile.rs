@@ -189,6 +189,21 @@ impl Engine {
         for (volume, goal) in left_over.into_iter().map(|volume| (volume, Goal::Unstage)).chain(owed) {
             self.background(&volume, goal);
         }
+        let nameless: Vec<VolumeId> = crate::view::read(&self.0.lanes)
+            .iter()
+            .filter(|(_, lane)| lock(&lane.state).entry.is_to_be_released())
+            .map(|(volume, _)| volume.clone())
+            .collect();
+        for volume in nameless {
+            let engine = self.clone();
+            tokio::spawn(async move {
+                match engine.release_unknown(&volume).await {
+                    Ok(true) => engine.owe(volume, Goal::Unstage),
+                    Ok(false) => {}
+                    Err(e) => tracing::warn!(%volume, "nobody can say who uses it: {e}"),
+                }
+            });
+        }
         // Lanes of names that were only asked about.
         crate::view::write(&self.0.lanes).retain(|_, lane| {
             let state = lock(&lane.state);

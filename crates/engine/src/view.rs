@@ -156,11 +156,16 @@ impl Engine {
         }
     }
 
-    /// The platform does not have it; what is mounted may be the last copy.
+    /// The platform does not have it as a volume of ours; what is mounted may be the last copy.
     fn absent(&self, volume: &VolumeId) -> Error {
         let lane = read(&self.0.lanes).get(volume).cloned();
-        let staged = lane.and_then(|lane| lock(&lane.state).entry.staged);
-        staged.map_or_else(|| Error::no_volume(&volume.name), |staged| last_copy(staged.device).of(&volume.name))
+        let Some(staged) = lane.and_then(|lane| lock(&lane.state).entry.staged) else { return Error::no_volume(&volume.name) };
+        let in_place = self.driver(&volume.driver).is_ok_and(|driver| driver.has_in_place(&volume.name, staged.device));
+        if in_place {
+            let next = format!("'dunnage volume adopt {}' takes it with its data", volume.name);
+            return Error::not_found("it is mounted, and was not made by Dunnage", next).of(&volume.name);
+        }
+        last_copy(staged.device).of(&volume.name)
     }
 
     /// Asks the platform about a volume, not for long, and remembers a yes.

@@ -3,6 +3,7 @@
 pub mod floor;
 mod loops;
 mod mounts;
+mod prepare;
 mod statmount;
 mod sys;
 mod table;
@@ -22,13 +23,14 @@ use crate::{
 };
 
 pub use mounts::space_at;
+pub use prepare::give_back;
 pub use sys::{file_id, free_of_others, lock_folder, open_beneath, unread_by_peer};
 pub use tools::{Tools, probe_file};
 
 /// The tasks that helpers must know for [`host`] to work.
 pub fn tasks(registry: Registry) -> Registry {
     registry
-        .with::<mounts::Prepare>()
+        .with::<prepare::Prepare>()
         .with::<mounts::Mount>()
         .with::<mounts::Unmount>()
         .with::<mounts::SpaceOf>()
@@ -58,7 +60,7 @@ struct Linux {
 #[async_trait]
 impl Mounts for Linux {
     async fn prepare(&self, root: &Path) -> Result<Prepared> {
-        run(&*self.runner, &mounts::Prepare { root: root.to_owned() }).await
+        run(&*self.runner, &prepare::Prepare { root: root.to_owned() }).await
     }
     async fn table(&self, root: &Path) -> Result<Vec<MountEntry>> {
         run(&*self.runner, &table::Table { root: root.to_owned() }).await

@@ -12,53 +12,17 @@ use std::path::{Component, Path, PathBuf};
 use dunnage_model::{Bytes, Error, FsKind, MountOptions, PublishMode, Result};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::sys::{device_number, failed, refused, set_block_size, writable_clone};
 use super::tools::probe_file;
 use crate::crash;
 use crate::helpers::Task;
-use crate::{DeviceNumber, MountRequest, MountedAt, Prepared, Probe, Space, Target, Tried, Unmounted};
+use crate::{DeviceNumber, MountRequest, MountedAt, Probe, Space, Target, Tried, Unmounted};
 
 /// What our tmpfs is called in the table of mounts.
 pub const SOURCE: &str = "dunnage";
-
-#[derive(Serialize, Deserialize)]
-pub struct Prepare {
-    pub root: PathBuf,
-}
-
-impl Task for Prepare {
-    const NAME: &'static str = "mount.prepare";
-    type Output = Prepared;
-
-    fn run(self) -> Result<Prepared> {
-        let what = format!("cannot make {} a folder for mounts", self.root.display());
-        std::fs::create_dir_all(&self.root).map_err(failed(&what))?;
-        let mine = |line: &super::table::Line| line.mountpoint == self.root && line.fs == "tmpfs" && line.source == SOURCE;
-        if super::table::read()?.iter().any(mine) {
-            return Ok(Prepared::AlreadyThere);
-        }
-        let mut entries = std::fs::read_dir(&self.root).map_err(failed(&what))?;
-        if let Some(entry) = entries.next() {
-            let found = entry.map_err(failed(&what))?.file_name();
-            return Err(Error::invalid(
-                "volumes.path",
-                format!("{what}: it is not empty (there is {found:?}), and mounts would hide what is in it"),
-                "empty it, or give another folder as volumes.path",
-            ));
-        }
-        // Folders take no blocks on tmpfs; the limit on inodes is one of sanity.
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount(SOURCE, &self.root, "tmpfs", flags, c"mode=0711,size=64k,nr_inodes=200k").map_err(refused(&what))?;
-        let readonly = MountFlags::BIND | MountFlags::RDONLY | flags;
-        rustix::mount::mount_remount(&self.root, readonly, c"").map_err(refused(&what))?;
-        rustix::mount::mount_change(&self.root, MountPropagationFlags::PRIVATE).map_err(refused(&what))?;
-        rustix::mount::mount_change(&self.root, MountPropagationFlags::SHARED).map_err(refused(&what))?;
-        Ok(Prepared::Mounted)
-    }
-}
 
 /// What is mounted at a target: one statx(2), however many mounts there are.
 pub fn at(target: &Target) -> Result<Option<MountedAt>> {
