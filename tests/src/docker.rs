@@ -477,7 +477,7 @@ fn folders(of: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// A program of the machine; for `docker` the one that came with the engine, before others on the way.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
+pub fn find(program: &str) -> Option<PathBuf> {
     let packaged = Path::new("/usr/bin/docker");
     if OsStr::new(program) == "docker" && packaged.exists() {
         return Some(packaged.to_owned());
