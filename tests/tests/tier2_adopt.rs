@@ -214,3 +214,46 @@ fn under_a_rex_ray_configuration_what_is_there_is_adopted_when_it_is_first_named
     node.unmount("new", "h");
     node.finish();
 }
+
+#[test]
+fn a_kill_at_any_moment_of_an_adoption_leaves_a_stranger_or_a_volume_and_the_retry_adopts_it() {
+    let mut node = Node::new();
+    node.allow_crashes();
+    node.start();
+    node.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "size": "64M" } }));
+    let path = node.mount("pg", "h");
+    std::fs::write(path.join("x"), "both").expect("write");
+    node.unmount("pg", "h");
+
+    let copy = |node: &Node, name: &str| {
+        sh(&format!("cp -r --sparse=always {pool}/pg {pool}/{name}", pool = node.pool().display()));
+    };
+    copy(&node, "first");
+    node.passed();
+    node.cli(&["volume", "adopt", "first"]).ok();
+    let of_adopting = |point: &String| {
+        ["adopt/", "helper/fs.", "helper/local.", "helper/record", "helper/loop", "tool/"].iter().any(|p| point.starts_with(p))
+    };
+    let mut points: Vec<String> = node.passed().into_iter().filter(of_adopting).collect();
+    points.sort();
+    points.dedup();
+    assert!(points.len() > 12, "{points:?}");
+    for (n, point) in points.iter().enumerate() {
+        let name = format!("copy-{n}");
+        copy(&node, &name);
+        node.die_at(point);
+        node.cli(&["volume", "adopt", &name]);
+        node.somebody_died(point);
+        if point.starts_with("adopt/") {
+            node.wait_until_dead();
+            node.start();
+        }
+        node.cli(&["volume", "adopt", &name]).ok();
+        assert_ne!(inspect(&node, &name)["fs_uuid"], inspect(&node, "pg")["fs_uuid"], "{point}");
+        let path = node.mount(&name, "h");
+        assert_eq!(std::fs::read_to_string(path.join("x")).expect("x"), "both", "{point}");
+        node.unmount(&name, "h");
+        node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": name }));
+    }
+    node.finish();
+}

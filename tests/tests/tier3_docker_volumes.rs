@@ -232,3 +232,23 @@ fn docker_answers_a_create_of_a_volume_that_is_there_by_itself_and_the_volume_st
     assert_eq!(inspect(&bench, "pg")["Status"]["size"], "64MiB");
     bench.finish();
 }
+
+#[test]
+fn the_data_of_a_plain_volume_is_copied_in_with_one_command() {
+    let Some(bench) = Bench::started() else { return };
+    let fill = "echo x >/d/f; chown 1234:99 /d/f; chmod 4750 /d/f; mkdir /d/sub; touch -d '2020-01-02 03:04:05' /d/sub/g; cp -s f /d/link";
+    bench.docker.run(&["-v", "old:/d"], fill).ok();
+    // The command of docs/migrate-docker.md.
+    let page = include_str!("../../docs/migrate-docker.md");
+    let command =
+        page.lines().skip_while(|line| !line.starts_with("    docker run")).take(2).collect::<Vec<_>>().join(" ").replace('\\', " ");
+    let words: Vec<&str> =
+        command.split_whitespace().skip(1).map(|word| if word == "busybox" { dunnage_tests::docker::IMAGE } else { word }).collect();
+    bench.docker.cli(&words).ok();
+    let look = "cd /d; stat -c '%n %u:%g %a %Y %F' f sub sub/g link; cat f";
+    let (old, new) = (bench.docker.run(&["-v", "old:/d"], look).ok(), bench.docker.run(&["-v", "new:/d"], look).ok());
+    assert_eq!(old, new);
+    assert_eq!(bench.docker.cli(&["volume", "inspect", "--format", "{{.Driver}}", "new"]).ok(), "dunnage");
+    bench.docker.cli(&["volume", "rm", "old", "new"]).ok();
+    bench.finish();
+}
