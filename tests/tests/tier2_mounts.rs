@@ -267,6 +267,20 @@ fn a_volume_that_was_unmounted_behind_our_back_is_mounted_again_for_the_next() {
 }
 
 #[test]
+fn the_path_of_what_was_unmounted_behind_our_back_is_none_and_nothing_can_be_written_there() {
+    let _others = beside_others();
+    let mut node = with_a_volume();
+    let path = node.mount("pg", "a");
+    let told = |node: &Node| node.plugin_ok("VolumeDriver.Path", &json!({ "Name": "pg" }))["Mountpoint"].as_str().map(PathBuf::from);
+    assert_eq!(told(&node), Some(path.clone()));
+    sh(&format!("umount {}", path.display()));
+    assert_eq!(told(&node), Some(PathBuf::new()));
+    assert!(std::fs::write(path.join("x"), "x").is_err());
+    node.unmount("pg", "a");
+    node.finish();
+}
+
+#[test]
 fn what_was_unmounted_behind_our_back_is_detached_when_its_holder_goes() {
     let _turn = beside_others();
     let node = with_a_volume();

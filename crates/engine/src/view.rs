@@ -195,9 +195,12 @@ impl Engine {
         Ok(answer)
     }
 
-    /// Where a volume is mounted for its holders, from memory.
-    pub async fn path(&self, volume: &VolumeId) -> Result<Option<String>> {
-        Ok(self.get(volume).await?.mountpoint)
+    /// Where a volume is mounted for its holders. What memory has is held against the kernel's table, which never waits: somebody
+    /// may have unmounted it behind our back.
+    pub async fn path(&self, view: &VolumeView) -> Result<Option<String>> {
+        let Some(path) = &view.mountpoint else { return Ok(None) };
+        let there = self.0.settings.host.mounts.at(&self.target(&view.info.id)).await?;
+        Ok(there.is_some_and(|there| Some(there.device) == view.device).then(|| path.clone()))
     }
 
     /// All volumes of a driver that an endpoint lists, or all of them.

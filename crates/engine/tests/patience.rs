@@ -101,7 +101,7 @@ mod a_platform_that_hangs {
         let began = Instant::now();
         let view = engine.get(&volume("pg")).await.expect("known");
         assert_eq!(engine.list(&volume("pg").driver, None).await.expect("listed").len(), 1);
-        assert_eq!(engine.path(&volume("pg")).await, Ok(None));
+        assert_eq!(engine.path(&engine.get(&volume("pg")).await.expect("there")).await, Ok(None));
         assert_eq!(began.elapsed(), Duration::ZERO);
         assert_eq!(view.state(), "mounting (attach)");
     }

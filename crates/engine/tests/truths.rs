@@ -243,7 +243,7 @@ mod a_ledger_that_was_wiped {
         let engine = wiped(&machine).await;
         let kinds: Vec<CallerKind> = holders(&engine, "pg").await.iter().map(|holder| holder.key.caller.kind).collect();
         assert_eq!(kinds, [CallerKind::Unknown]);
-        assert_eq!(engine.path(&volume("pg")).await, Ok(Some(machine.path("pg").display().to_string())));
+        assert_eq!(engine.path(&engine.get(&volume("pg")).await.expect("there")).await, Ok(Some(machine.path("pg").display().to_string())));
         machine.assert_consistent(&engine, "after the start");
     }
 

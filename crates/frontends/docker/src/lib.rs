@@ -273,7 +273,7 @@ async fn path(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let view = frontend.owned(&frontend.volume(&body.name)?).await?;
-        Ok(Answer::Mountpoint(view.mountpoint.unwrap_or_default()))
+        Ok(Answer::Mountpoint(frontend.engine.path(&view).await?.unwrap_or_default()))
     };
     answer(work.await)
 }
