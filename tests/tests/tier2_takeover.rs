@@ -178,7 +178,7 @@ fn going_back_the_old_service_finds_its_volumes_as_they_were() {
     let path = bench.node.mount("new", "h");
     std::fs::write(path.join("x"), "made by us").expect("write");
     let said = bench.node.cli(&["stop", "--hand-over"]).ok();
-    assert!(said.contains("2 volumes are mounted"), "{said}");
+    assert!(said.contains("2 mounts"), "{said}");
     bench.node.wait_until_dead();
     // The folder is as it was, the mounts are at their places, and the container has noticed nothing.
     container.goes_on();

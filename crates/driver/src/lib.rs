@@ -9,8 +9,10 @@ pub mod conformance;
 use std::path::PathBuf;
 
 use async_trait::async_trait;
-use dunnage_host::{Detached, DeviceNumber, KnownFs, Probe, Space};
-use dunnage_model::{Bytes, DriverName, EndpointName, Error, RemoveAction, Result, RootPath, VolumeInfo, VolumeName, VolumeSpec};
+use dunnage_host::{Detached, DeviceNumber, KnownFs, Medium, Probe, Space};
+use dunnage_model::{
+    Bytes, DriverName, EndpointName, Error, HintPolicy, PartialSpec, RemoveAction, Result, RootPath, VolumeInfo, VolumeName, VolumeSpec,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -95,6 +97,17 @@ pub trait Driver: Send + Sync {
 
     /// From where its volumes can be reached.
     fn reach(&self) -> Reach;
+
+    /// What its volumes are made of.
+    fn medium(&self) -> Medium {
+        Medium::Device
+    }
+
+    /// What a new volume will be, by what is asked for and what holds where nothing is. What is asked for and the platform cannot
+    /// keep is refused, or noted as a hint that is not followed.
+    fn complete(&self, asked: PartialSpec, defaults: &PartialSpec, _hints: HintPolicy) -> Result<VolumeSpec> {
+        asked.over(defaults).complete()
+    }
 
     /// All volumes that are ours, half-made ones included.
     async fn list(&self) -> Result<Listing>;

@@ -22,6 +22,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dunnage_driver_local::Store;
 use dunnage_engine::Layout;
 use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Result};
 
@@ -254,6 +255,9 @@ impl fmt::Display for RemovePolicy {
     }
 }
 
+/// [`Store`]'s words; the type is the driver's.
+const STORE_WORDS: &[(&str, Store)] = &[("images", Store::Images), ("folders", Store::Folders)];
+
 /// [`Layout`]'s words; the type is the engine's.
 const LAYOUT_WORDS: &[(&str, Layout)] = &[("by-driver", Layout::ByDriver), ("flat", Layout::Flat)];
 
@@ -280,8 +284,12 @@ pub enum DriverConfig {
 /// A driver of type `local`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalConfig {
-    /// Where the images are: `POOL/NAME/{record.json,image}`.
+    /// Where the volumes are: `POOL/NAME/{record.json,image}`.
     pub pool: PathBuf,
+    /// What they are.
+    pub store: Store,
+    /// REX-Ray's `vfs`, whose volumes are taken into the pool at start; they are folders.
+    pub vfs: Option<PathBuf>,
     /// How much of the pool's filesystem is left free, whatever is asked.
     pub reserve: Share,
     /// How full the pool may be before that is said.
@@ -294,7 +302,7 @@ impl LocalConfig {
     /// What a driver of that name has when the file says nothing.
     fn builtin(name: &str, places: &Places) -> Self {
         let pool = places.state_dir.join("pool").join(name);
-        LocalConfig { pool, reserve: Share::percent(5), warn: Share::percent(85), overcommit: None }
+        LocalConfig { pool, store: Store::default(), vfs: None, reserve: Share::percent(5), warn: Share::percent(85), overcommit: None }
     }
 }
 

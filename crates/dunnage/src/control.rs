@@ -15,7 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 
 use crate::cli::{LogFormat, OutputArgs, StartArgs};
 use crate::client::ask;
-use crate::config::{Config, Places};
+use crate::config::{Config, DriverConfig, LocalConfig, Places};
 use crate::{daemon, instance, output};
 
 /// How long a daemon may take to serve.
@@ -160,13 +160,21 @@ pub fn end(places: &Places) -> Result<Option<u32>> {
 
 /// `dunnage stop --hand-over`
 pub fn hand_over(places: &Places) -> Result<()> {
-    let volumes = Config::load(places)?.volumes;
+    let Config { volumes, drivers, .. } = Config::load(places)?;
     if volumes.layout != Layout::Flat {
         let detail = "mounts lie at PATH/DRIVER/NAME, where no other service looks for them";
         return Err(Error::invalid("hand-over", detail, "let everything go instead: dunnage stop --release"));
     }
-    let count = dunnage_host::linux::give_back(&volumes.path)?;
-    println!("{} is a plain folder again; {count} volumes are mounted in it.", volumes.path.display());
+    let mut count = dunnage_host::linux::give_back(&volumes.path)?;
+    for driver in drivers.values() {
+        if let DriverConfig::Local(LocalConfig { pool, vfs: Some(vfs), .. }) = driver {
+            for (name, was_mounted) in dunnage_driver_local::give_back(pool, &volumes.path, vfs)? {
+                count -= usize::from(was_mounted);
+                println!("{name} is where REX-Ray's vfs looks for it, as a folder.");
+            }
+        }
+    }
+    println!("{} is a plain folder again. What was mounted in it is mounted in it ({count} mounts).", volumes.path.display());
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dunnage_driver::Driver;
-use dunnage_driver_local::{Limits, Local};
+use dunnage_driver_local::{Limits, Local, Store};
 use dunnage_engine::{Boot, Call, Engine, Settings, System, Witness};
 use dunnage_frontend_admin::Admin;
 use dunnage_frontend_admin::wire::{SOCKET, Status};
@@ -86,6 +86,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let tools = Tools::find();
     let missing = tools.missing();
     let host = dunnage_host::linux::host(helpers.clone(), tools);
+    take_in(&config, &host).await?;
     host.mounts.prepare(&config.volumes.path).await?;
     if !config.volumes.private_namespace {
         reaches_everybody(&config.volumes.path)?;
@@ -266,7 +267,7 @@ fn reaches_everybody(volumes: &Path) -> Result<()> {
 async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BTreeMap<DriverName, Error>) {
     let opening = config.drivers.iter().map(async |(name, driver)| match driver {
         DriverConfig::Local(local) => {
-            let driver = Local::new(name.clone(), local.pool.clone(), limits(local), host.clone());
+            let driver = local_driver(name, local, host);
             // Once more: somebody may have killed the helper that was at it.
             let opening = async { if driver.open().await.is_ok() { Ok(()) } else { driver.open().await } };
             match tokio::time::timeout(OPEN, opening).await {
@@ -292,6 +293,25 @@ async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BT
         }
     }
     (drivers, unavailable)
+}
+
+fn local_driver(name: &DriverName, local: &LocalConfig, host: &Host) -> Local {
+    let driver = Local::new(name.clone(), local.pool.clone(), limits(local), host.clone());
+    match local.store {
+        Store::Images => driver,
+        Store::Folders => driver.of_folders(),
+    }
+}
+
+/// What lies in the folder of mounts and is a volume goes into its pool, before our mounts would hide it.
+async fn take_in(config: &Config, host: &Host) -> Result<()> {
+    for (name, driver) in &config.drivers {
+        let DriverConfig::Local(local @ LocalConfig { vfs: Some(vfs), .. }) = driver else { continue };
+        for volume in local_driver(name, local, host).take_in(config.volumes.path.clone(), vfs.clone()).await? {
+            tracing::info!(driver = %name, %volume, "REX-Ray's volume was taken into the pool");
+        }
+    }
+    Ok(())
 }
 
 fn limits(local: &LocalConfig) -> Limits {

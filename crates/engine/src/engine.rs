@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use dunnage_driver::{Driver, Stranger};
-use dunnage_host::{Host, Target};
+use dunnage_host::{Host, Medium, Target};
 use dunnage_model::{
-    AdoptAction, AttachAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, Holder, HolderKey, MountAction,
-    NodeId, OperationId, PartialSpec, PublishMode, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
+    AdoptAction, AttachAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey,
+    MountAction, NodeId, OperationId, PartialSpec, PublishMode, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
 };
 use jiff::Timestamp;
 use tracing::Instrument;
@@ -80,6 +80,8 @@ pub struct CreateRequest {
     pub asked: PartialSpec,
     /// What the endpoint and the configuration say where the caller does not.
     pub defaults: PartialSpec,
+    /// What happens to what the driver cannot follow.
+    pub hints: HintPolicy,
 }
 
 /// What came of a mount.
@@ -157,7 +159,8 @@ impl Engine {
 
     /// Where a volume is when it is mounted.
     pub(crate) fn target(&self, volume: &VolumeId) -> Target {
-        Target { root: self.0.settings.volumes.clone(), relative: self.0.settings.layout.place(volume) }
+        let medium = self.0.drivers.get(&volume.driver).map(|driver| driver.medium()).unwrap_or_default();
+        Target { root: self.0.settings.volumes.clone(), relative: self.0.settings.layout.place(volume), medium }
     }
 
     /// Where its holders find it: the folder inside that it is to show, or its root.
@@ -200,9 +203,9 @@ impl Engine {
 
     /// Makes sure that the volume exists as asked; says what it is, unless somebody was quick to remove it.
     pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, Option<Arc<VolumeInfo>>)> {
-        let CreateRequest { volume, endpoint, asked, defaults } = request;
+        let CreateRequest { volume, endpoint, asked, defaults, hints } = request;
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
-        let spec = asked.clone().over(&defaults).complete().map_err(|e| e.of(&volume.name))?;
+        let spec = self.driver(&volume.driver)?.complete(asked.clone(), &defaults, hints).map_err(|e| e.of(&volume.name))?;
         let job = self.submit(call, &volume, Goal::Create { asked, spec, endpoint });
         match self.wait(call, &volume, &job).await? {
             Outcome::Created(action) => Ok((action, self.known(&volume))),
@@ -274,7 +277,10 @@ impl Engine {
 
     /// Makes sure that the volume's device is on this node, for somebody who wants no mount.
     pub async fn attach(&self, call: &Call, volume: &VolumeId, key: HolderKey) -> Result<AttachedTo> {
-        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
+        if self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?.medium() == Medium::Folder {
+            let detail = format!("a volume of driver {} is a folder, and has no device", volume.driver);
+            return Err(Error::invalid("driver", detail, "mount it").of(&volume.name));
+        }
         let claim = self.publish_as(volume, key, PublishMode::Device, "");
         let job = self.submit(call, volume, Goal::Attach);
         match self.wait(call, volume, &job).await? {

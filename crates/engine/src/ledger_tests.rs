@@ -43,7 +43,7 @@ fn holder(number: usize) -> Holder {
 }
 
 fn entry(holders: usize) -> Entry {
-    let staged = Some(Staged { device: dunnage_host::DeviceNumber { major: 7, minor: 3 }, mount_id: 42 });
+    let staged = Some(Staged { device: dunnage_host::DeviceNumber::new(7, 3), mount_id: 42 });
     Entry { staged, holders: (0..holders).map(holder).collect(), ..Entry::new(id("local", "pg"), boot()) }
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use dunnage_driver::Driver;
-use dunnage_host::{DeviceNumber, MountEntry};
+use dunnage_host::{DeviceNumber, Medium, MountEntry, Target};
 use dunnage_model::{DriverName, EndpointName, Holder, OperationId, Result, VolumeId, VolumeName, VolumeState};
 
 use crate::engine::{Call, Engine, Inner, Settings, unknown_holder};
@@ -45,6 +45,17 @@ impl Engine {
             tracing::info!("ledger: {note}");
         }
         let mut mounted: BTreeMap<PathBuf, MountEntry> = table.into_iter().map(|line| (line.relative.clone(), line)).collect();
+        for line in mounted.values_mut() {
+            // The table does not tell which folder is mounted; the mount itself does.
+            let volume = settings.layout.volume(&line.relative, |name| owner(&settings, name, line.device));
+            let medium = volume
+                .and_then(|volume| settings.drivers.iter().find(|driver| *driver.name() == volume.driver))
+                .map(|driver| driver.medium());
+            if medium == Some(Medium::Folder) {
+                let target = Target { root: settings.volumes.clone(), relative: line.relative.clone(), medium: Medium::Folder };
+                line.device = settings.host.mounts.at(&target).await?.map_or(line.device, |there| there.device);
+            }
+        }
         let mut lanes = BTreeMap::new();
         let mut jobs = Vec::new();
         for mut entry in loaded.entries {

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use super::*;
 use crate::ledger::Intent;
 
-const OURS: DeviceNumber = DeviceNumber { major: 7, minor: 3 };
-const OTHER: DeviceNumber = DeviceNumber { major: 7, minor: 4 };
+const OURS: DeviceNumber = DeviceNumber::new(7, 3);
+const OTHER: DeviceNumber = DeviceNumber::new(7, 4);
 
 fn line(device: DeviceNumber) -> MountEntry {
     MountEntry { relative: "local/pg".into(), device, fs: "ext4".to_owned(), source: format!("/dev/loop{}", device.minor) }

@@ -471,7 +471,7 @@ impl World {
             Step::Attach => {
                 let found = self.lanes[v].device.is_some();
                 let minor = self.fresh();
-                let number = *self.lanes[v].device.get_or_insert(DeviceNumber { major: 7, minor });
+                let number = *self.lanes[v].device.get_or_insert(DeviceNumber::new(7, minor));
                 facts.attached = Some(Attached { path: "/dev/loop".into(), number, found });
             }
             Step::Check => (facts.checked, facts.probe) = (true, None),

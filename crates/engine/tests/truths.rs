@@ -402,7 +402,7 @@ mod another_device_where_a_volume_belongs {
     }
 
     fn place(machine: &Machine) -> Target {
-        Target { root: machine.volumes(), relative: Path::new("local").join("pg") }
+        Target { root: machine.volumes(), relative: Path::new("local").join("pg"), medium: dunnage_host::Medium::Device }
     }
 
     async fn there(machine: &Machine) -> MountedAt {

@@ -181,7 +181,7 @@ fn after<T>(error: Option<Error>, value: T) -> Result<T> {
 }
 
 fn number(minor: u32) -> DeviceNumber {
-    DeviceNumber { major: LOOP, minor }
+    DeviceNumber::new(LOOP, minor)
 }
 
 #[async_trait]

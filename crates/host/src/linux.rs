@@ -22,7 +22,7 @@ use crate::{
     Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
 };
 
-pub use mounts::space_at;
+pub use mounts::{folder_number, space_at};
 pub use prepare::give_back;
 pub use sys::{file_id, free_of_others, lock_folder, open_beneath, unread_by_peer};
 pub use tools::{Tools, probe_file};
@@ -42,6 +42,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<loops::List>()
         .with::<tools::ProbeTask>()
         .with::<tools::Dress>()
+        .with::<tools::DressFolder>()
         .with::<tools::Settle>()
         .with::<tools::LookInside>()
 }

@@ -79,6 +79,7 @@ pub(crate) fn write(file: &Path, fs: FsKind, uuid: Uuid) -> std::io::Result<()> 
             (EXT_SUPERBLOCK + 104, uuid.as_bytes()),
         ],
         FsKind::Xfs => &[(0, XFS_MAGIC), (32, uuid.as_bytes())],
+        FsKind::Folder => &[],
         FsKind::Btrfs => &[(BTRFS_SUPERBLOCK + 32, uuid.as_bytes()), (BTRFS_SUPERBLOCK + 64, BTRFS_MAGIC)],
     };
     for (at, bytes) in parts {

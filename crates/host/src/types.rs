@@ -7,19 +7,46 @@ use dunnage_model::{Bytes, FsKind, MountOptions, PublishMode, RootPath};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A block device's number, which no other has as long as it exists.
+/// What is behind a mount: a block device's number, which no other has as long as it exists; or a folder of a filesystem, by
+/// that filesystem's number and the folder's inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DeviceNumber {
     /// The driver's number.
     pub major: u32,
     /// Which of its devices.
     pub minor: u32,
+    /// The folder's inode, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folder: Option<u64>,
+}
+
+impl DeviceNumber {
+    /// A block device.
+    pub const fn new(major: u32, minor: u32) -> Self {
+        DeviceNumber { major, minor, folder: None }
+    }
+
+    /// A folder of a filesystem with this number.
+    pub const fn folder(major: u32, minor: u32, inode: u64) -> Self {
+        DeviceNumber { major, minor, folder: Some(inode) }
+    }
 }
 
 impl fmt::Display for DeviceNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
+        write!(f, "{}:{}", self.major, self.minor)?;
+        self.folder.map_or(Ok(()), |inode| write!(f, " inode {inode}"))
     }
+}
+
+/// What a driver's volumes are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
+pub enum Medium {
+    /// A block device each, with a filesystem on it.
+    #[default]
+    Device,
+    /// A folder each, of a filesystem that they share.
+    Folder,
 }
 
 /// A file's identity within one operation. (Over time it is not: a pool that moves to a new disk has new inodes.)
@@ -38,6 +65,9 @@ pub struct Target {
     pub root: PathBuf,
     /// Beneath it.
     pub relative: PathBuf,
+    /// What is mounted there.
+    #[serde(default)]
+    pub medium: Medium,
 }
 
 impl Target {

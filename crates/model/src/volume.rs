@@ -20,10 +20,12 @@ pub enum FsKind {
     Xfs,
     /// With checksums of all data.
     Btrfs,
+    /// None of its own: a folder of a filesystem that others use too. Nobody can ask for it; it comes with the driver.
+    Folder,
 }
 
 impl FsKind {
-    /// All of them.
+    /// Those that can be asked for.
     pub const ALL: [FsKind; 3] = [FsKind::Ext4, FsKind::Xfs, FsKind::Btrfs];
 
     /// The kernel's name for it.
@@ -32,6 +34,7 @@ impl FsKind {
             FsKind::Ext4 => "ext4",
             FsKind::Xfs => "xfs",
             FsKind::Btrfs => "btrfs",
+            FsKind::Folder => "folder",
         }
     }
 
@@ -43,6 +46,7 @@ impl FsKind {
             FsKind::Ext4 => Bytes::mib(16),
             FsKind::Xfs => Bytes::mib(300),
             FsKind::Btrfs => Bytes::mib(128),
+            FsKind::Folder => Bytes(0),
         }
     }
 
@@ -277,19 +281,24 @@ impl PartialSpec {
     /// Owner, mode, labels and the folder for holders are set at create and then the user's; they are not compared.
     pub fn differences(&self, existing: &VolumeSpec) -> Vec<String> {
         let mut differs = Vec::new();
+        // What a folder cannot have was never promised.
+        let whole = existing.fs != FsKind::Folder;
         let mut say = |key: &str, asked: Option<String>, is: String| {
             if let Some(asked) = asked.filter(|asked| *asked != is) {
                 differs.push(format!("{key} (asked {asked}, is {is})"));
             }
         };
-        let whole = |size: Bytes| format!("{size}");
-        let asked_size = self.size.map(|s| s.round_up(4 * Bytes::KIB)).filter(|s| *s != existing.size);
-        say("size", asked_size.map(whole), if asked_size.is_some() { format!("{}", existing.size) } else { String::new() });
-        say("fs", self.fs.map(|f| f.to_string()), existing.fs.to_string());
+        let asked_size = self.size.filter(|_| whole).map(|s| s.round_up(4 * Bytes::KIB)).filter(|s| *s != existing.size);
+        say(
+            "size",
+            asked_size.map(|size| size.to_string()),
+            if asked_size.is_some() { format!("{}", existing.size) } else { String::new() },
+        );
+        say("fs", self.fs.filter(|_| whole).map(|f| f.to_string()), existing.fs.to_string());
         let ro = |access: Access| (access == Access::ManyReaders).to_string();
         say("ro", self.access.map(ro), ro(existing.access));
         say("mountOptions", self.mount_options.as_ref().map(ToString::to_string), existing.mount_options.to_string());
-        say("thick", self.thick.map(|t| t.to_string()), existing.thick.to_string());
+        say("thick", self.thick.filter(|_| whole).map(|t| t.to_string()), existing.thick.to_string());
         differs
     }
 }

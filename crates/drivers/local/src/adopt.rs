@@ -1,4 +1,4 @@
-//! Images that somebody else put into the pool, as `POOL/NAME/image`: found, taken with what is on them, or destroyed where a
+//! Images (or folders) that somebody else put into the pool, as `POOL/NAME/image` (or `data`): found, taken with what is on them, or destroyed where a
 //! person says so by name.
 
 use std::fs::File;
@@ -10,16 +10,18 @@ use dunnage_host::crash;
 use dunnage_host::helpers::Task;
 use dunnage_host::linux::{free_of_others, lock_folder, probe_file};
 use dunnage_host::{KnownFs, Probe};
-use dunnage_model::{Bytes, DriverName, Error, HERE, Kind, PartialSpec, Result, VolumeInfo, VolumeName, VolumeSpec};
+use dunnage_model::{Bytes, DriverName, Error, FsKind, HERE, Kind, PartialSpec, Result, VolumeInfo, VolumeName, VolumeSpec};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
-use crate::pool::{IMAGE, info, os};
+use crate::pool::{Store, info, os};
 use crate::record::{Phase, VolumeRecord, sync_folder};
 
 /// All strangers, or the one of a name.
 #[derive(Serialize, Deserialize)]
 pub struct Strangers {
     pub pool: PathBuf,
+    pub store: Store,
     pub name: Option<VolumeName>,
 }
 
@@ -39,7 +41,7 @@ impl Task for Strangers {
         let mut strangers = Vec::new();
         for name in names {
             // One that cannot be read is told of when it is asked for by name.
-            match look(&self.pool, &name) {
+            match look(&self.pool, self.store, &name) {
                 Ok(found) => strangers.extend(found),
                 Err(e) if self.name.is_some() => return Err(e),
                 Err(_) => {}
@@ -50,16 +52,21 @@ impl Task for Strangers {
 }
 
 /// What is in a folder of the pool that is no volume of ours: an image without a record, or with that of another folder.
-fn look(pool: &Path, name: &VolumeName) -> Result<Option<Stranger>> {
+fn look(pool: &Path, store: Store, name: &VolumeName) -> Result<Option<Stranger>> {
     let folder = pool.join(name.as_str());
     if VolumeRecord::read(&folder)?.is_some_and(|record| record.name == *name) {
         return Ok(None);
     }
-    let image = folder.join(IMAGE);
+    let image = folder.join(store.content());
     let what = format!("cannot look at {}", image.display());
     // No link is followed: it could lead anywhere.
     match std::fs::symlink_metadata(&image) {
-        Ok(meta) if meta.is_file() => {}
+        Ok(meta) if store == Store::Folders && meta.is_dir() => {
+            // Any folder will do; its identity begins with its record.
+            let found = Probe::Known(KnownFs { fs: FsKind::Folder, uuid: Uuid::new_v4(), dirty_journal: false, has_errors: false });
+            return Ok(Some(Stranger { name: name.clone(), place: image.display().to_string(), size: Bytes(0), found, copy_of: None }));
+        }
+        Ok(meta) if store == Store::Images && meta.is_file() => {}
         Err(e) if !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Err(os(what)(e)),
         _ => return Ok(None),
     }
@@ -94,6 +101,7 @@ fn other_with(pool: &Path, name: &VolumeName, known: &KnownFs) -> Result<Option<
 #[derive(Serialize, Deserialize)]
 pub struct Take {
     pub pool: PathBuf,
+    pub store: Store,
     pub driver: DriverName,
     pub adoption: Adoption,
 }
@@ -109,23 +117,28 @@ impl Task for Take {
         if let Some(mut record) = VolumeRecord::read(&folder)?.filter(|record| record.name == name) {
             record.endpoint = endpoint;
             record.write(&folder)?;
-            return Ok(info(&self.driver, &folder, record));
+            return Ok(info(&self.driver, self.store, &folder, record));
         }
-        let image = folder.join(IMAGE);
+        let image = folder.join(self.store.content());
         let what = format!("cannot adopt {}", image.display());
         let mut file = File::open(&image).map_err(os(&what))?;
-        let known = match probe_file(&mut file).map_err(os(&what))? {
-            Probe::Known(known) if fs.as_ref().is_some_and(|fs| fs.uuid == known.uuid && fs.fs == known.fs) => known,
-            other => return Err(Error::internal(format!("{what}: it has {other:?} now"))),
+        let (known, size) = match (self.store, fs) {
+            (Store::Folders, Some(fs)) => (fs, Bytes(0)),
+            (Store::Images, Some(fs)) => match probe_file(&mut file).map_err(os(&what))? {
+                Probe::Known(known) if fs.uuid == known.uuid && fs.fs == known.fs => {
+                    (known, Bytes(file.metadata().map_err(os(&what))?.len()))
+                }
+                other => return Err(Error::internal(format!("{what}: it has {other:?} now"))),
+            },
+            (_, None) => return Err(Error::internal(format!("{what}: nobody has looked at it"))),
         };
-        let size = Bytes(file.metadata().map_err(os(&what))?.len());
         let whole = PartialSpec { fs: Some(known.fs), root_path, ..PartialSpec::default() }.complete()?;
         // Its size is what it has, whatever a new one would have to have.
         let mut record = VolumeRecord::new(name, endpoint, adopted, VolumeSpec { size, ..whole });
         record.storage = Phase::Formatted { fs_uuid: known.uuid };
         record.write(&folder)?;
         sync_folder(&self.pool).map_err(os(&what))?;
-        Ok(info(&self.driver, &folder, record))
+        Ok(info(&self.driver, self.store, &folder, record))
     }
 }
 
@@ -133,6 +146,7 @@ impl Task for Take {
 #[derive(Serialize, Deserialize)]
 pub struct Discard {
     pub pool: PathBuf,
+    pub store: Store,
     pub name: VolumeName,
 }
 
@@ -144,11 +158,15 @@ impl Task for Discard {
         let folder = self.pool.join(self.name.as_str());
         let what = format!("cannot discard {}", folder.display());
         let _alone = lock_folder(&folder)?;
-        if look(&self.pool, &self.name)?.is_none() {
+        if look(&self.pool, self.store, &self.name)?.is_none() {
             let detail = "there is nothing of that name that was not made by Dunnage";
             return Err(Error::not_found(detail, "look at 'dunnage volume adopt --all --dry-run'"));
         }
-        let image = folder.join(IMAGE);
+        let image = folder.join(self.store.content());
+        if self.store == Store::Folders {
+            let detail = format!("{} is a folder: it can be adopted as it is, or moved away", image.display());
+            return Err(Error::invalid("overwrite", detail, "leave --overwrite out"));
+        }
         let file = File::options().read(true).write(true).open(&image).map_err(os(&what))?;
         if free_of_others(&file).map_err(os(&what))? == Some(false) {
             let kind = Kind::InUse { holders: Vec::new(), node: HERE.to_owned() };

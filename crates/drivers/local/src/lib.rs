@@ -1,4 +1,5 @@
-//! The driver `local`: image files in a folder of one machine, each a loop device when it is used.
+//! The driver `local`: image files in a folder of one machine, each a loop device when it is used; or plain folders, for what
+//! REX-Ray's `vfs` has left.
 //!
 //! `POOL/NAME/` holds `record.json`, which is durable before anything is done, and `image`, a sparse file that has the
 //! volume's whole filesystem in it. Nothing else is needed, on no other machine: it is the default.
@@ -6,17 +7,22 @@
 mod adopt;
 mod pool;
 mod record;
+mod vfs;
 
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use dunnage_driver::{Adopt, Adoption, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach, Stranger};
 use dunnage_host::helpers::{Registry, Task, run};
-use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest, Probe};
-use dunnage_model::{DriverName, Error, HERE, Kind, RemoveAction, Result, VolumeInfo, VolumeName, VolumeState};
+use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest, Medium, Probe};
+use dunnage_model::{
+    Bytes, DriverName, Error, FsKind, HERE, HintPolicy, Kind, PartialSpec, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec,
+    VolumeState,
+};
 use uuid::Uuid;
 
-pub use pool::{IMAGE, Limits};
+pub use pool::{IMAGE, Limits, Store};
+pub use vfs::give_back;
 
 /// The tasks that helpers must know for this driver.
 pub fn tasks(registry: Registry) -> Registry {
@@ -31,6 +37,8 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<pool::Remove>()
         .with::<pool::Recover>()
         .with::<pool::CapacityOf>()
+        .with::<pool::Number>()
+        .with::<vfs::TakeIn>()
         .with::<adopt::Strangers>()
         .with::<adopt::Take>()
         .with::<adopt::Discard>()
@@ -40,6 +48,7 @@ pub fn tasks(registry: Registry) -> Registry {
 pub struct Local {
     name: DriverName,
     pool: PathBuf,
+    store: Store,
     limits: Limits,
     host: Host,
 }
@@ -47,7 +56,17 @@ pub struct Local {
 impl Local {
     /// A driver on a pool that need not be there yet.
     pub fn new(name: DriverName, pool: PathBuf, limits: Limits, host: Host) -> Self {
-        Local { name, pool, limits, host }
+        Local { name, pool, store: Store::Images, limits, host }
+    }
+
+    /// The same with a folder for each volume, instead of an image.
+    pub fn of_folders(self) -> Self {
+        Local { store: Store::Folders, ..self }
+    }
+
+    /// Takes the folders of REX-Ray's `vfs` into the pool: each lies in the folder of mounts, where it would be hidden.
+    pub async fn take_in(&self, mounts: PathBuf, vfs: PathBuf) -> Result<Vec<VolumeName>> {
+        self.run(vfs::TakeIn { pool: self.pool.clone(), mounts, vfs }).await
     }
 
     /// Makes the pool's folder if need be, and refuses one on a filesystem of another machine, or on FUSE.
@@ -75,6 +94,20 @@ impl Local {
         }
     }
 
+    /// Removes a volume that is a folder, if no process has it mounted in whatever namespace.
+    async fn remove_folder(&self, name: &VolumeName) -> Result<RemoveAction> {
+        let path = self.pool.join(name.as_str()).join(self.store.content());
+        if let Ok(number) = self.run(pool::Number { path }).await {
+            let users = self.host.mounts.users(number).await?;
+            if !users.is_empty() {
+                let kind = Kind::InUse { holders: users.iter().map(ToString::to_string).collect(), node: HERE.to_owned() };
+                return Err(Error::new(kind, "processes have it mounted still", "end them, then try again").of(name));
+            }
+        }
+        let remove = pool::Remove { pool: self.pool.clone(), store: self.store, name: name.clone() };
+        self.run(remove).await.map_err(|e| e.of(name))
+    }
+
     /// It has no image that anything could be attached to: it is not there, half made, or half removed.
     async fn has_no_image(&self, name: &VolumeName) -> Result<bool> {
         Ok(self.inspect(name).await?.is_none_or(|info| info.state != VolumeState::Ready))
@@ -95,15 +128,50 @@ impl Driver for Local {
         Reach::Node
     }
 
+    fn medium(&self) -> Medium {
+        match self.store {
+            Store::Images => Medium::Device,
+            Store::Folders => Medium::Folder,
+        }
+    }
+
+    /// A folder has neither a size nor a filesystem of its own.
+    fn complete(&self, mut asked: PartialSpec, defaults: &PartialSpec, hints: HintPolicy) -> Result<VolumeSpec> {
+        if self.store == Store::Images {
+            return asked.over(defaults).complete();
+        }
+        let cannot = [
+            ("size", asked.size.take().map(|size| size.to_string())),
+            ("fs", asked.fs.take().map(|fs| fs.to_string())),
+            ("thick", asked.thick.take().filter(|thick| *thick).map(|thick| thick.to_string())),
+        ];
+        for (key, value) in cannot {
+            let Some(value) = value else { continue };
+            if hints == HintPolicy::Refuse {
+                let detail = format!("driver {} cannot give {key}={value}: its volumes are folders", self.name);
+                return Err(Error::invalid(key, detail, "leave it out, use a driver with images, or set 'hints: warn'"));
+            }
+            asked.hints.insert(key.to_owned(), value);
+        }
+        PartialSpec { size: Some(Bytes(0)), fs: Some(FsKind::Folder), thick: Some(false), ..asked }.over(defaults).complete()
+    }
+
     async fn list(&self) -> Result<Listing> {
-        self.run(pool::ListAll { pool: self.pool.clone(), driver: self.name.clone() }).await
+        self.run(pool::ListAll { pool: self.pool.clone(), store: self.store, driver: self.name.clone() }).await
     }
 
     async fn inspect(&self, name: &VolumeName) -> Result<Option<VolumeInfo>> {
-        self.run(pool::Inspect { pool: self.pool.clone(), driver: self.name.clone(), name: name.clone() }).await
+        self.run(pool::Inspect { pool: self.pool.clone(), store: self.store, driver: self.name.clone(), name: name.clone() }).await
     }
 
     async fn attach(&self, name: &VolumeName) -> Result<Attached> {
+        if self.store == Store::Folders {
+            let path = self.pool.join(name.as_str()).join(self.store.content());
+            return match self.run(pool::Number { path: path.clone() }).await {
+                Ok(number) => Ok(Attached { path, number, found: false }),
+                Err(e) => Err(self.explain(name, e).await),
+            };
+        }
         match self.host.loops.attach(&self.image(name)).await {
             Ok(device) => Ok(Attached { path: device.path, number: device.number, found: device.found }),
             Err(e) => Err(self.explain(name, e).await),
@@ -111,6 +179,9 @@ impl Driver for Local {
     }
 
     async fn detach(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached> {
+        if self.store == Store::Folders {
+            return Ok(Detached::NotThere);
+        }
         match self.host.loops.detach(&self.image(name), device).await {
             Err(_) if self.has_no_image(name).await? => Ok(Detached::NotThere),
             outcome => outcome.map_err(|e| e.of(name)),
@@ -118,10 +189,14 @@ impl Driver for Local {
     }
 
     fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool {
-        self.host.loops.has_in_place(&self.image(name), device)
+        // To look at a folder is to ask the disk.
+        self.store == Store::Images && self.host.loops.has_in_place(&self.image(name), device)
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>> {
+        if self.store == Store::Folders {
+            return Ok(Vec::new());
+        }
         let loops = self.host.loops.list(&self.pool).await?;
         let of_ours = |device: LoopDevice| {
             let mut parts = device.backing.strip_prefix(&self.pool).ok()?.iter();
@@ -147,11 +222,11 @@ impl Driver for Local {
 #[async_trait]
 impl Adopt for Local {
     async fn strangers(&self) -> Result<Vec<Stranger>> {
-        self.run(adopt::Strangers { pool: self.pool.clone(), name: None }).await
+        self.run(adopt::Strangers { pool: self.pool.clone(), store: self.store, name: None }).await
     }
 
     async fn stranger(&self, name: &VolumeName) -> Result<Option<Stranger>> {
-        let found = self.run(adopt::Strangers { pool: self.pool.clone(), name: Some(name.clone()) }).await;
+        let found = self.run(adopt::Strangers { pool: self.pool.clone(), store: self.store, name: Some(name.clone()) }).await;
         Ok(found.map_err(|e| e.of(name))?.pop())
     }
 
@@ -163,12 +238,12 @@ impl Adopt for Local {
     }
 
     async fn adopt(&self, adoption: &Adoption) -> Result<VolumeInfo> {
-        let take = adopt::Take { pool: self.pool.clone(), driver: self.name.clone(), adoption: adoption.clone() };
+        let take = adopt::Take { pool: self.pool.clone(), store: self.store, driver: self.name.clone(), adoption: adoption.clone() };
         self.run(take).await.map_err(|e| e.of(&adoption.name))
     }
 
     async fn discard(&self, name: &VolumeName) -> Result<()> {
-        self.run(adopt::Discard { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+        self.run(adopt::Discard { pool: self.pool.clone(), store: self.store, name: name.clone() }).await.map_err(|e| e.of(name))
     }
 }
 
@@ -179,7 +254,7 @@ impl Provision for Local {
     }
 
     async fn allocate(&self, name: &VolumeName) -> Result<PathBuf> {
-        self.run(pool::Allocate { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+        self.run(pool::Allocate { pool: self.pool.clone(), store: self.store, name: name.clone() }).await.map_err(|e| e.of(name))
     }
 
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
@@ -187,10 +262,15 @@ impl Provision for Local {
     }
 
     async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
-        self.run(pool::Publish { pool: self.pool.clone(), driver: self.name.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+        self.run(pool::Publish { pool: self.pool.clone(), store: self.store, driver: self.name.clone(), name: name.clone() })
+            .await
+            .map_err(|e| e.of(name))
     }
 
     async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
+        if self.store == Store::Folders {
+            return self.remove_folder(name).await;
+        }
         let found = match self.host.loops.find(&self.image(name)).await {
             Err(_) if self.has_no_image(name).await? => None,
             outcome => outcome.map_err(|e| e.of(name))?,
@@ -201,10 +281,12 @@ impl Provision for Local {
             let kind = Kind::InUse { holders: who, node: HERE.to_owned() };
             return Err(Error::new(kind, "its image is attached still", "end what uses it, then try again").of(name));
         }
-        self.run(pool::Remove { pool: self.pool.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+        self.run(pool::Remove { pool: self.pool.clone(), store: self.store, name: name.clone() }).await.map_err(|e| e.of(name))
     }
 
     async fn recover(&self, name: &VolumeName) -> Result<Option<String>> {
-        self.run(pool::Recover { pool: self.pool.clone(), driver: self.name.clone(), name: name.clone() }).await.map_err(|e| e.of(name))
+        self.run(pool::Recover { pool: self.pool.clone(), store: self.store, driver: self.name.clone(), name: name.clone() })
+            .await
+            .map_err(|e| e.of(name))
     }
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use dunnage_driver::{Capacity, Listing, NewVolume};
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
-use dunnage_host::linux::{lock_folder, probe_file, space_at};
-use dunnage_host::{Probe, Space};
+use dunnage_host::linux::{folder_number, lock_folder, probe_file, space_at};
+use dunnage_host::{DeviceNumber, Probe, Space};
 use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState};
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,35 @@ use crate::record::{Phase, VolumeRecord, sync_folder};
 
 /// The file that has the volume in it.
 pub const IMAGE: &str = "image";
-/// The same while it is being made: it becomes [`IMAGE`] when it is whole.
-const UNFINISHED: &str = "image.new";
+
+/// What a pool's volumes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Store {
+    /// A file each, with a filesystem in it.
+    #[default]
+    Images,
+    /// A folder each, of the pool's own filesystem.
+    Folders,
+}
+
+impl Store {
+    /// What has the volume in it, beside the record.
+    pub fn content(self) -> &'static str {
+        match self {
+            Store::Images => IMAGE,
+            Store::Folders => "data",
+        }
+    }
+
+    /// The same while it is being made: it gets its name when it is whole.
+    fn unfinished(self) -> &'static str {
+        match self {
+            Store::Images => "image.new",
+            Store::Folders => "data.new",
+        }
+    }
+}
 
 /// How full a pool may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,8 +108,8 @@ impl Task for Open {
 }
 
 /// A volume as its record and its image tell of it.
-pub fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeInfo {
-    let image = std::fs::metadata(folder.join(IMAGE));
+pub fn info(driver: &DriverName, store: Store, folder: &Path, record: VolumeRecord) -> VolumeInfo {
+    let image = std::fs::metadata(folder.join(store.content()));
     let folder_name = folder.file_name().unwrap_or_default().to_string_lossy();
     let (state, why) = match (&record.storage, &image) {
         _ if record.name.as_str() != folder_name => {
@@ -91,8 +118,8 @@ pub fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeI
         }
         _ if record.removing => (VolumeState::Removing, None),
         (Phase::Never | Phase::Formatting { .. }, _) => (VolumeState::Creating, None),
-        (Phase::Formatted { .. }, Err(e)) => (VolumeState::Damaged, Some(format!("its image cannot be found: {e}"))),
-        (Phase::Formatted { .. }, Ok(meta)) if meta.len() < record.spec.size.0 => {
+        (Phase::Formatted { .. }, Err(e)) => (VolumeState::Damaged, Some(format!("its {} cannot be found: {e}", store.content()))),
+        (Phase::Formatted { .. }, Ok(meta)) if store == Store::Images && meta.len() < record.spec.size.0 => {
             let why = format!("its image has {} and should have {}", Bytes(meta.len()), record.spec.size);
             (VolumeState::Damaged, Some(why))
         }
@@ -102,7 +129,8 @@ pub fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeI
         Phase::Formatted { fs_uuid } => Some(fs_uuid),
         _ => None,
     };
-    let spent = image.map(|meta| Bytes(meta.blocks() * 512)).unwrap_or_default();
+    // What is in a folder nobody counts.
+    let spent = image.ok().filter(|_| store == Store::Images).map(|meta| Bytes(meta.blocks() * 512)).unwrap_or_default();
     let name = if state == VolumeState::Damaged { folder_name.parse().unwrap_or(record.name) } else { record.name };
     VolumeInfo {
         id: VolumeId { driver: driver.clone(), name },
@@ -119,6 +147,7 @@ pub fn info(driver: &DriverName, folder: &Path, record: VolumeRecord) -> VolumeI
 #[derive(Serialize, Deserialize)]
 pub struct ListAll {
     pub pool: PathBuf,
+    pub store: Store,
     pub driver: DriverName,
 }
 
@@ -132,7 +161,7 @@ impl Task for ListAll {
         for entry in std::fs::read_dir(&self.pool).map_err(os(&what))? {
             let folder = entry.map_err(os(&what))?.path();
             match VolumeRecord::read(&folder) {
-                Ok(Some(record)) => listing.volumes.push(info(&self.driver, &folder, record)),
+                Ok(Some(record)) => listing.volumes.push(info(&self.driver, self.store, &folder, record)),
                 Ok(None) => {}
                 Err(e) => listing.unreadable.push(e),
             }
@@ -144,6 +173,7 @@ impl Task for ListAll {
 #[derive(Serialize, Deserialize)]
 pub struct Inspect {
     pub pool: PathBuf,
+    pub store: Store,
     pub driver: DriverName,
     pub name: VolumeName,
 }
@@ -160,7 +190,7 @@ impl Task for Inspect {
             let detail = format!("the pool {} is not there", self.pool.display());
             return Err(Error::unavailable(detail, "mount the disk that it is on").of(&self.name));
         }
-        Ok(record.map(|record| info(&self.driver, &folder, record)))
+        Ok(record.map(|record| info(&self.driver, self.store, &folder, record)))
     }
 }
 
@@ -248,6 +278,7 @@ fn existing(pool: &Path, name: &VolumeName) -> Result<(PathBuf, VolumeRecord)> {
 #[derive(Serialize, Deserialize)]
 pub struct Allocate {
     pub pool: PathBuf,
+    pub store: Store,
     pub name: VolumeName,
 }
 
@@ -260,8 +291,13 @@ impl Task for Allocate {
         if record.storage != Phase::Never {
             return Err(Error::internal("a volume that has storage was to be given some"));
         }
-        let path = folder.join(UNFINISHED);
+        let path = folder.join(self.store.unfinished());
         let what = format!("cannot make {}", path.display());
+        if self.store == Store::Folders {
+            DirBuilder::new().mode(0o700).create(&path).map_err(os(&what))?;
+            crash::pass(format_args!("helper/local.allocate/folder"));
+            return Ok(path);
+        }
         // Never an existing file: this one is new, and so it is blank.
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(os(&what))?;
         crash::pass(format_args!("helper/local.allocate/file"));
@@ -300,6 +336,7 @@ impl Task for Formatting {
 #[derive(Serialize, Deserialize)]
 pub struct Publish {
     pub pool: PathBuf,
+    pub store: Store,
     pub driver: DriverName,
     pub name: VolumeName,
 }
@@ -313,30 +350,33 @@ impl Task for Publish {
         let Phase::Formatting { fs_uuid } = record.storage else {
             return Err(Error::internal("a volume that is not being formatted was to be finished"));
         };
-        let (unfinished, image) = (folder.join(UNFINISHED), folder.join(IMAGE));
+        let (unfinished, image) = (folder.join(self.store.unfinished()), folder.join(self.store.content()));
         let what = format!("cannot finish {}", image.display());
-        let mut file = File::options().read(true).write(true).open(&unfinished).map_err(os(&what))?;
-        match probe_file(&mut file).map_err(os(&what))? {
-            Probe::Known(known) if known.uuid == fs_uuid => {}
-            other => return Err(Error::internal(format!("{what}: it has {other:?}"))),
+        if self.store == Store::Images {
+            let mut file = File::options().read(true).write(true).open(&unfinished).map_err(os(&what))?;
+            match probe_file(&mut file).map_err(os(&what))? {
+                Probe::Known(known) if known.uuid == fs_uuid => {}
+                other => return Err(Error::internal(format!("{what}: it has {other:?}"))),
+            }
+            if record.spec.thick {
+                // Now that it was proven blank: space that is taken may look like data.
+                rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, record.spec.size.0).map_err(|e| Error::os(&what, &e.into()))?;
+            }
+            file.sync_all().map_err(os(&what))?;
         }
-        if record.spec.thick {
-            // Now that it was proven blank: space that is taken may look like data.
-            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, record.spec.size.0).map_err(|e| Error::os(&what, &e.into()))?;
-        }
-        file.sync_all().map_err(os(&what))?;
         std::fs::rename(&unfinished, &image).map_err(os(&what))?;
         crash::pass(format_args!("helper/local.publish/renamed"));
         sync_folder(&folder).map_err(os(&what))?;
         record.storage = Phase::Formatted { fs_uuid };
         record.write(&folder)?;
-        Ok(info(&self.driver, &folder, record))
+        Ok(info(&self.driver, self.store, &folder, record))
     }
 }
 
 #[derive(Serialize, Deserialize)]
 pub struct Remove {
     pub pool: PathBuf,
+    pub store: Store,
     pub name: VolumeName,
 }
 
@@ -346,7 +386,7 @@ impl Task for Remove {
 
     fn run(self) -> Result<RemoveAction> {
         match alone(&self.pool.join(self.name.as_str()))? {
-            Some((_alone, record)) => remove(&self.pool, &self.name, &record),
+            Some((_alone, record)) => remove(&self.pool, self.store, &self.name, &record),
             None => Ok(RemoveAction::NotThere),
         }
     }
@@ -362,7 +402,7 @@ fn alone(folder: &Path) -> Result<Option<(File, VolumeRecord)>> {
     Ok(VolumeRecord::read(folder)?.map(|record| (lock, record)))
 }
 
-fn remove(pool: &Path, name: &VolumeName, record: &VolumeRecord) -> Result<RemoveAction> {
+fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -> Result<RemoveAction> {
     let folder = pool.join(name.as_str());
     if record.name != *name {
         let detail = format!("its record is of volume {:?}: the folder was copied or renamed", record.name.as_str());
@@ -373,8 +413,14 @@ fn remove(pool: &Path, name: &VolumeName, record: &VolumeRecord) -> Result<Remov
         VolumeRecord::mark_removing(&folder).map_err(os(&what))?;
     }
     crash::pass(format_args!("helper/local.remove/marked"));
-    for file in [UNFINISHED, IMAGE] {
-        match std::fs::remove_file(folder.join(file)) {
+    for content in [store.unfinished(), store.content()] {
+        let content = folder.join(content);
+        let removed = match store {
+            Store::Images => std::fs::remove_file(content),
+            // No link is followed, and no other filesystem's mount is gone into: one that is there makes it fail (EBUSY).
+            Store::Folders => std::fs::remove_dir_all(content),
+        };
+        match removed {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
             _ => {}
         }
@@ -396,6 +442,7 @@ fn remove(pool: &Path, name: &VolumeName, record: &VolumeRecord) -> Result<Remov
 #[derive(Serialize, Deserialize)]
 pub struct Recover {
     pub pool: PathBuf,
+    pub store: Store,
     pub driver: DriverName,
     pub name: VolumeName,
 }
@@ -411,20 +458,20 @@ impl Task for Recover {
             return Ok(undone.then(|| "removed its folder, which had no record".to_owned()));
         };
         if record.removing {
-            remove(&self.pool, &self.name, &record)?;
+            remove(&self.pool, self.store, &self.name, &record)?;
             return Ok(Some("finished its removal".to_owned()));
         }
         match record.storage {
             Phase::Formatted { .. } => Ok(None),
             // The rename is the last step but one, and happens only when the filesystem is whole.
-            Phase::Formatting { fs_uuid } if folder.join(IMAGE).exists() => {
+            Phase::Formatting { fs_uuid } if folder.join(self.store.content()).exists() => {
                 record.storage = Phase::Formatted { fs_uuid };
                 record.write(&folder)?;
                 Ok(Some("finished its creation".to_owned()))
             }
             // Nobody was told that it exists, and nothing of a user's is in it.
             Phase::Never | Phase::Formatting { .. } => {
-                remove(&self.pool, &self.name, &record)?;
+                remove(&self.pool, self.store, &self.name, &record)?;
                 Ok(Some("undid its creation, which was interrupted".to_owned()))
             }
         }
@@ -451,5 +498,26 @@ impl Task for CapacityOf {
             warnings.push(format!("the pool {} is {percent} % full ({} left)", self.pool.display(), space.available));
         }
         Ok(Capacity { place: self.pool.display().to_string(), space, promised: promised(&self.pool)?, reserve, warnings })
+    }
+}
+
+/// Which folder a path is.
+#[derive(Serialize, Deserialize)]
+pub struct Number {
+    pub path: PathBuf,
+}
+
+impl Task for Number {
+    const NAME: &'static str = "local.number";
+    type Output = DeviceNumber;
+
+    fn run(self) -> Result<DeviceNumber> {
+        let what = format!("cannot look at {}", self.path.display());
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(meta) if meta.is_dir() => {}
+            Ok(_) => return Err(Error::unavailable(format!("{what}: it is no folder"), "look at what it is, and move it away")),
+            Err(e) => return Err(os(what)(e)),
+        }
+        folder_number(&self.path).ok_or_else(|| Error::internal(what))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dunnage_driver_local::Store;
 use dunnage_model::{DriverName, EndpointName, HintPolicy, PartialSpec, Result};
 
 use super::fields::{Field, Section};
@@ -13,7 +14,7 @@ use super::share::Share;
 use super::tree::{self, Node};
 use super::{
     Adopt, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt, Reconcile,
-    RemovePolicy, rexray, show,
+    RemovePolicy, STORE_WORDS, rexray, show,
 };
 
 /// Every driver type of the field that is known by name; all but `local` are not in this build.
@@ -24,7 +25,6 @@ const KINDS: &[&str] = &[
     "ebs",
     "virtualbox",
     "csi",
-    "vfs",
     "efs",
     "s3fs",
     "gcepd",
@@ -224,6 +224,15 @@ impl Builder<'_> {
         let mut local = LocalConfig::builtin(name.as_str(), self.places);
         if let Some(pool) = self.file_path(&mut section, "pool") {
             local.pool = pool;
+        }
+        if let Some(store) = section.get("store").and_then(|field| field.word(STORE_WORDS, self.flaws)) {
+            local.store = store;
+        }
+        if let Some(field) = section.get("vfs") {
+            if local.store != Store::Folders {
+                field.flaw(self.flaws, format!("{} is given, and its volumes are folders", field.path), "add 'store: folders'");
+            }
+            local.vfs = field.file_path(self.places, self.flaws);
         }
         let below_all = Share::thousandths(999);
         if let Some(share) = section.get("reserve").and_then(|field| field.share(Share::percent(0), below_all, self.flaws)) {

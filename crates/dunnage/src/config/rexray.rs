@@ -12,6 +12,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use dunnage_driver_local::Store;
 use dunnage_engine::Layout;
 use dunnage_model::{Bytes, DriverName, EndpointName, FsKind, HintPolicy, PartialSpec, parse_options};
 
@@ -122,7 +123,7 @@ pub(super) fn read(root: &Node, environment: &dyn Fn(&str) -> Option<String>, pl
     config.volumes.hints = HintPolicy::Warn;
     config.volumes.adopt = Adopt::WhenNamed;
     config.volumes.defaults = PartialSpec { size: Some(Bytes::gib(16)), fs: Some(FsKind::Ext4), ..PartialSpec::default() };
-    let mut reader = Reader { flat: &flat, places, config, flaws, notes: BTreeMap::new() };
+    let mut reader = Reader { flat: &flat, places, lib: home.lib, config, flaws, notes: BTreeMap::new() };
     reader.remote();
     reader.services();
     reader.mounts();
@@ -157,6 +158,8 @@ pub fn variable(key: &str) -> String {
 struct Reader<'a> {
     flat: &'a Flat,
     places: &'a Places,
+    /// `/var/lib/rexray`, or where that is.
+    lib: PathBuf,
     config: &'a mut Config,
     flaws: &'a mut Flaws,
     /// What is to be told of single keys instead of what the table says.
@@ -250,6 +253,7 @@ impl<'a> Reader<'a> {
         };
         let driver = match kind {
             "local" => DriverConfig::Local(self.local(&parsed)),
+            "vfs" => DriverConfig::Local(self.vfs(&parsed)),
             kind => DriverConfig::Unavailable { kind: kind.to_owned() },
         };
         self.config.drivers.insert(parsed.clone(), driver);
@@ -264,6 +268,13 @@ impl<'a> Reader<'a> {
             local.pool = path;
         }
         local
+    }
+
+    /// Its volumes are folders in the folder of mounts; ours are in a pool beside them, on the same filesystem.
+    fn vfs(&mut self, name: &DriverName) -> LocalConfig {
+        let root = self.get(&vec![format!("libstorage.server.services.{name}."), String::new()], &["vfs.root"]);
+        let vfs = root.and_then(|item| self.folder(item)).unwrap_or_else(|| self.lib.join("vfs"));
+        LocalConfig { pool: vfs.join("dunnage"), store: Store::Folders, vfs: Some(vfs), ..LocalConfig::builtin(name.as_str(), self.places) }
     }
 
     fn folder(&mut self, item: &Item) -> Option<PathBuf> {

@@ -7,7 +7,7 @@ use dunnage_model::{Access, Bytes, PartialSpec};
 
 use super::flaws::printable;
 use super::tree::{Node, Value};
-use super::{Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, Volumes, word_of};
+use super::{Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, STORE_WORDS, Volumes, word_of};
 use crate::output;
 
 impl Config {
@@ -41,9 +41,11 @@ impl Config {
         for (name, driver) in &self.drivers {
             let name = scalar(name.as_str());
             lines.push(match driver {
-                DriverConfig::Local(LocalConfig { pool, reserve, warn, overcommit }) => format!(
-                    "  {name}:\n    type: local\n    pool: {}\n    reserve: {reserve}\n    warn: {warn}\n    overcommit: {}  # none | PERCENT",
+                DriverConfig::Local(LocalConfig { pool, store, vfs, reserve, warn, overcommit }) => format!(
+                    "  {name}:\n    type: local\n    pool: {}\n    store: {}  # images | folders\n{}    reserve: {reserve}\n    warn: {warn}\n    overcommit: {}  # none | PERCENT",
                     scalar(&pool.to_string_lossy()),
+                    word_of(*store, STORE_WORDS),
+                    vfs.as_ref().map(|vfs| format!("    vfs: {}\n", scalar(&vfs.to_string_lossy()))).unwrap_or_default(),
                     overcommit.map_or_else(|| "none".to_owned(), |share| share.to_string()),
                 ),
                 DriverConfig::Unavailable { kind } => format!("  {name}:\n    type: {kind}  # not in this build; its other keys are not shown"),
@@ -113,9 +115,14 @@ pub fn check_report(config: &Config) -> String {
     line(if config.drivers.is_empty() { "drivers: none".to_owned() } else { "drivers:".to_owned() });
     for (name, driver) in &config.drivers {
         line(match driver {
-            DriverConfig::Local(LocalConfig { pool, reserve, warn, overcommit }) => {
+            DriverConfig::Local(LocalConfig { pool, store, vfs, reserve, warn, overcommit }) => {
                 let overcommit = overcommit.map_or_else(|| "none".to_owned(), |share| share.to_string());
-                format!("  {name}: local, pool {}, reserve {reserve}, warn {warn}, overcommit {overcommit}", pool.display())
+                let vfs = vfs.as_ref().map(|vfs| format!(", REX-Ray's vfs {} taken in", vfs.display())).unwrap_or_default();
+                format!(
+                    "  {name}: local, {} in the pool {}{vfs}, reserve {reserve}, warn {warn}, overcommit {overcommit}",
+                    word_of(*store, STORE_WORDS),
+                    pool.display()
+                )
             }
             DriverConfig::Unavailable { kind } => format!("  {name}: {kind}, which this build does not have"),
         });

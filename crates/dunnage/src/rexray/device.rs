@@ -85,7 +85,7 @@ fn canonical(flag: &str, path: &Path) -> Result<PathBuf> {
 }
 
 fn number_of(device: u64) -> DeviceNumber {
-    DeviceNumber { major: rustix::fs::major(device), minor: rustix::fs::minor(device) }
+    DeviceNumber::new(rustix::fs::major(device), rustix::fs::minor(device))
 }
 
 fn block_device(path: &Path) -> Result<DeviceNumber> {

@@ -22,7 +22,7 @@ pub fn view(name: &str, size: Bytes, mountpoint: Option<&str>) -> VolumeView {
     let created = jiff::Timestamp::UNIX_EPOCH;
     let info =
         VolumeInfo { id, endpoint, spec, created, state: VolumeState::Ready, why: None, fs_uuid: None, usage: Default::default() }.into();
-    let device = mountpoint.map(|_| DeviceNumber { major: 0, minor: 0 });
+    let device = mountpoint.map(|_| DeviceNumber::new(0, 0));
     VolumeView { info, age: 0, mountpoint: mountpoint.map(str::to_owned), device, holders: vec![], missing: vec![], jobs: vec![] }
 }
 

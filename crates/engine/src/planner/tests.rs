@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::*;
 
-const OURS: DeviceNumber = DeviceNumber { major: 7, minor: 3 };
-const FOREIGN: DeviceNumber = DeviceNumber { major: 8, minor: 1 };
+const OURS: DeviceNumber = DeviceNumber::new(7, 3);
+const FOREIGN: DeviceNumber = DeviceNumber::new(8, 1);
 const UUID: Uuid = Uuid::from_u128(0xABCD);
 const OTHER_UUID: Uuid = Uuid::from_u128(0xDCBA);
 /// More than any plan needs; the longest road of all has half of it.

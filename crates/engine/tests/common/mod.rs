@@ -356,7 +356,7 @@ impl Machine {
 
     /// Somebody unmounts a volume by hand.
     pub async fn umount_by_hand(&self, name: &str) {
-        let target = Target { root: self.volumes(), relative: Path::new("local").join(name) };
+        let target = Target { root: self.volumes(), relative: Path::new("local").join(name), medium: dunnage_host::Medium::Device };
         let there = self.fake.at(&target).await.expect("looked").expect("it is mounted");
         self.fake.unmount(&target, there.device).await.expect("unmounted");
         self.fake.forget_calls();
@@ -450,7 +450,13 @@ pub fn call(engine: &Engine) -> Call {
 
 pub fn request(name: &str) -> CreateRequest {
     let asked = PartialSpec { size: Some(Bytes::mib(64)), ..PartialSpec::default() };
-    CreateRequest { volume: volume(name), endpoint: endpoint(), asked, defaults: PartialSpec::default() }
+    CreateRequest {
+        volume: volume(name),
+        endpoint: endpoint(),
+        asked,
+        defaults: PartialSpec::default(),
+        hints: dunnage_model::HintPolicy::Refuse,
+    }
 }
 
 pub async fn create(engine: &Engine, name: &str) -> Result<(CreateAction, Option<std::sync::Arc<VolumeInfo>>)> {

@@ -221,7 +221,8 @@ async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>
         let volume = VolumeId { driver: choice.driver, name: body.name.parse()? };
         let options = body.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         let parsed = parse_options(options, choice.hints, volume.driver.as_str()).map_err(|e| e.of(&volume.name))?;
-        let request = CreateRequest { volume, endpoint: choice.endpoint, asked: parsed.spec, defaults: choice.defaults };
+        let request =
+            CreateRequest { volume, endpoint: choice.endpoint, asked: parsed.spec, defaults: choice.defaults, hints: choice.hints };
         let name = request.volume.name.clone();
         let (action, volume) = admin.engine.create(&call, request).await?;
         let volume = volume
@@ -271,7 +272,8 @@ async fn adopt(State(admin): Shared, headers: HeaderMap, Path(name): Path<String
         if action == AdoptAction::Discarded {
             // An empty one in its place, of its size.
             let asked = PartialSpec { size: size.map(|stranger| stranger.size), ..PartialSpec::default() };
-            let request = CreateRequest { volume: volume.clone(), endpoint: choice.endpoint, asked, defaults: choice.defaults };
+            let request =
+                CreateRequest { volume: volume.clone(), endpoint: choice.endpoint, asked, defaults: choice.defaults, hints: choice.hints };
             admin.engine.create(&call, request).await?;
             action = AdoptAction::Discarded;
         }

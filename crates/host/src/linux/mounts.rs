@@ -15,11 +15,11 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
-use super::sys::{device_number, failed, refused, set_block_size, writable_clone};
+use super::sys::{device_number, failed, folder_clone, refused, set_block_size, writable_clone};
 use super::tools::probe_file;
 use crate::crash;
 use crate::helpers::Task;
-use crate::{DeviceNumber, MountRequest, MountedAt, Probe, Space, Target, Tried, Unmounted};
+use crate::{DeviceNumber, Medium, MountRequest, MountedAt, Probe, Space, Target, Tried, Unmounted};
 
 /// What our tmpfs is called in the table of mounts.
 pub const SOURCE: &str = "dunnage";
@@ -29,7 +29,8 @@ pub fn at(target: &Target) -> Result<Option<MountedAt>> {
     let path = target.path();
     // The kernel is not to ask the filesystem, which may hang; it knows by itself what is mounted where.
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    let stat = match rustix::fs::statx(CWD, &path, flags, StatxFlags::MNT_ID) {
+    let wanted = if target.medium == Medium::Folder { StatxFlags::MNT_ID | StatxFlags::INO } else { StatxFlags::MNT_ID };
+    let stat = match rustix::fs::statx(CWD, &path, flags, wanted) {
         Ok(stat) => stat,
         Err(Errno::NOENT) => return Ok(None),
         Err(e) => return Err(refused(format_args!("cannot look at {}", path.display()))(e)),
@@ -37,8 +38,10 @@ pub fn at(target: &Target) -> Result<Option<MountedAt>> {
     if !stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(None);
     }
-    let mut device = DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor };
-    if device.major == 0 {
+    let mut device = DeviceNumber::new(stat.stx_dev_major, stat.stx_dev_minor);
+    if target.medium == Medium::Folder {
+        device.folder = Some(stat.stx_ino);
+    } else if device.major == 0 {
         device = super::table::behind(device, &source(&path, stat.stx_mnt_id)?);
     }
     Ok(Some(MountedAt { device, mount_id: stat.stx_mnt_id }))
@@ -90,6 +93,9 @@ impl Task for Mount {
     type Output = Tried;
 
     fn run(self) -> Result<Tried> {
+        if self.request.fs == FsKind::Folder {
+            return mount_folder(&self.request);
+        }
         let MountRequest { device, number, fs, uuid, target, mode, discard, options, root_path } = &self.request;
         let what = format!("cannot mount {} at {}", device.display(), target.path().display());
         // Held open over the mount: the number cannot become another device's, and what is read here is not read from
@@ -127,6 +133,7 @@ impl Task for Mount {
                 match fs {
                     FsKind::Ext4 | FsKind::Xfs => rustix::mount::fsconfig_set_flag(context.as_fd(), "discard")?,
                     FsKind::Btrfs => rustix::mount::fsconfig_set_string(context.as_fd(), "discard", "async")?,
+                    FsKind::Folder => {}
                 }
             }
             let mut attributes = MountAttrFlags::empty();
@@ -162,6 +169,61 @@ impl Task for Mount {
         let mounted = at(target)?;
         mounted.map(Tried::Mounted).ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
     }
+}
+
+/// The number of a folder, without waiting for its filesystem where that can be helped.
+pub fn folder_number(path: &Path) -> Option<DeviceNumber> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::INO).ok()?;
+    Some(DeviceNumber::folder(stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
+}
+
+/// What of a folder's mount options its mount can have; all others are a filesystem's, which is not its own.
+pub fn folder_attributes(options: &MountOptions) -> Result<MountAttrFlags> {
+    let mut attributes = MountAttrFlags::empty();
+    for (key, value) in options.iter() {
+        match (ATTRIBUTES.iter().find(|(word, _)| *word == key), value) {
+            (Some((_, attribute)), None) => attributes |= *attribute,
+            _ => {
+                let known: Vec<&str> = ATTRIBUTES.iter().map(|(word, _)| *word).collect();
+                let next = format!("known for a folder: {}", known.join(", "));
+                return Err(Error::invalid("mountOptions", format!("a folder cannot be mounted with {key}"), next));
+            }
+        }
+    }
+    Ok(attributes)
+}
+
+/// Mounts a folder: a copy of its part of the tree, with attributes of its own, put into place.
+fn mount_folder(request: &MountRequest) -> Result<Tried> {
+    let MountRequest { device: folder, number, target, mode, options, root_path, .. } = request;
+    let what = format!("cannot mount {} at {}", folder.display(), target.path().display());
+    let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = rustix::fs::openat(CWD, folder, open, Mode::empty()).map_err(refused(&what))?;
+    let now = folder_number(folder);
+    if now != Some(*number) {
+        return Err(Error::internal(format!("{what}: it is {now:?} now, and was {number}")));
+    }
+    if let Some(there) = at(target)? {
+        return if there.device == *number {
+            Ok(Tried::Mounted(there))
+        } else {
+            Err(Error::internal(format!("{what}: {} is mounted there", there.device)))
+        };
+    }
+    let mut attributes = folder_attributes(options)? | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    if *mode == PublishMode::ReadOnly {
+        attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    let mountpoint = make_mountpoint(target).map_err(failed(&what))?;
+    crash::pass(format_args!("helper/mount.mount/mountpoint"));
+    let tree = folder_clone(held.as_fd(), attributes).map_err(failed(&what))?;
+    if let (Some(inside), PublishMode::ReadWrite) = (root_path, mode) {
+        make_inside(tree.as_fd(), inside.as_str()).map_err(refused(format_args!("cannot make {inside} in the volume")))?;
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(tree.as_fd(), "", mountpoint.as_fd(), "", flags).map_err(refused(&what))?;
+    at(target)?.map(Tried::Mounted).ok_or_else(|| Error::internal(format!("{what}: the kernel said yes, and nothing is mounted there")))
 }
 
 /// The last steps of a mount that was configured: it is there, and nowhere in the table of mounts yet.
@@ -302,7 +364,7 @@ fn with_writable(root: &Path, work: impl FnOnce(BorrowedFd<'_>) -> rustix::io::R
     }
     KEPT.with_borrow_mut(|kept| {
         let stat = rustix::fs::statx(CWD, root, AtFlags::STATX_DONT_SYNC, StatxFlags::MNT_ID)?;
-        let now = MountedAt { device: DeviceNumber { major: stat.stx_dev_major, minor: stat.stx_dev_minor }, mount_id: stat.stx_mnt_id };
+        let now = MountedAt { device: DeviceNumber::new(stat.stx_dev_major, stat.stx_dev_minor), mount_id: stat.stx_mnt_id };
         let view = match kept.take() {
             Some((path, at, view)) if path == root && at == now => view,
             _ => writable_clone(root)?,

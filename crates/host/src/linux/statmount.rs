@@ -56,7 +56,7 @@ pub fn look(id: u64) -> io::Result<Option<Mount>> {
     };
     let path = |at: u32| PathBuf::from(OsStr::from_bytes(text(at)));
     Ok(Some(Mount {
-        device: DeviceNumber { major: told.sb_dev_major, minor: told.sb_dev_minor },
+        device: DeviceNumber::new(told.sb_dev_major, told.sb_dev_minor),
         mountpoint: path(told.mnt_point),
         fs: String::from_utf8_lossy(text(told.fs_type)).into_owned(),
         source: path(told.sb_source),

@@ -3,7 +3,7 @@
 use std::ffi::c_int;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use dunnage_model::{Error, Result};
@@ -28,7 +28,7 @@ pub fn file_id(file: impl AsFd) -> io::Result<FileId> {
 /// The number of the block device behind a descriptor.
 pub fn device_number(file: impl AsFd) -> io::Result<DeviceNumber> {
     let stat = rustix::fs::fstat(file)?;
-    Ok(DeviceNumber { major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) })
+    Ok(DeviceNumber::new(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)))
 }
 
 /// Whether nobody but this descriptor has the file open, loop devices included: a write lease is given only then
@@ -72,6 +72,23 @@ pub fn writable_clone(root: &Path) -> io::Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
     let tree = rustix::mount::open_tree(CWD, root, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr { attr_set: 0, attr_clr: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set_attributes(&tree, &attributes)?;
+    Ok(tree)
+}
+
+/// A mount of a folder alone, attached nowhere, with these attributes and no others.
+pub fn folder_clone(folder: BorrowedFd<'_>, attributes: rustix::mount::MountAttrFlags) -> io::Result<OwnedFd> {
+    use rustix::mount::OpenTreeFlags;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = rustix::mount::open_tree(folder, "", flags)?;
+    let set = u64::from(attributes.bits());
+    let times = if set & libc::MOUNT_ATTR__ATIME == 0 { 0 } else { libc::MOUNT_ATTR__ATIME };
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: times, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set_attributes(&tree, &attributes)?;
+    Ok(tree)
+}
+
+fn set_attributes(tree: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the pointer and the size are those of a mount_attr that lives until the call returns; the path is empty
     // and AT_EMPTY_PATH makes the kernel use the descriptor, which is open.
     let done = unsafe {
@@ -80,11 +97,11 @@ pub fn writable_clone(root: &Path) -> io::Result<OwnedFd> {
             tree.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH,
-            &raw const attributes,
+            std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 { Ok(tree) } else { Err(io::Error::last_os_error()) }
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// An error of the operating system, in words.

@@ -16,6 +16,8 @@ use crate::{DeviceNumber, MountEntry};
 pub struct Line {
     pub id: u64,
     pub device: DeviceNumber,
+    /// Which folder of the filesystem is mounted.
+    pub root: PathBuf,
     pub mountpoint: PathBuf,
     pub fs: String,
     pub source: String,
@@ -42,13 +44,14 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let device = std::str::from_utf8(fields.nth(1)?).ok()?;
     let (major, minor) = device.split_once(':')?;
-    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.nth(1)?)));
+    let root = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     let mut rest = fields.skip_while(|f| *f != b"-");
     rest.next()?;
     let fs = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
     let source = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
-    let device = DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? };
-    Some(Line { id, device: behind(device, Path::new(&source)), mountpoint, fs, source })
+    let device = DeviceNumber::new(major.parse().ok()?, minor.parse().ok()?);
+    Some(Line { id, device: behind(device, Path::new(&source)), root, mountpoint, fs, source })
 }
 
 /// The block device behind a mount. Filesystems that may span several devices, as btrfs, show a number of their own
@@ -59,7 +62,7 @@ pub fn behind(shown: DeviceNumber, source: &Path) -> DeviceNumber {
     }
     match rustix::fs::stat(source) {
         Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_block_device() => {
-            DeviceNumber { major: rustix::fs::major(stat.st_rdev), minor: rustix::fs::minor(stat.st_rdev) }
+            DeviceNumber::new(rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
         }
         _ => shown,
     }
@@ -130,7 +133,7 @@ mod tests {
         let text = b"36 35 98:0 /mnt1 /mnt2/a\\040b rw,noatime master:1 shared:7 - ext3 /dev/root rw,errors=continue\n";
         let lines = parse(text).expect("a line of the manual page");
         assert_eq!(lines[0].mountpoint, PathBuf::from("/mnt2/a b"));
-        assert_eq!((lines[0].id, lines[0].device, lines[0].fs.as_str()), (36, DeviceNumber { major: 98, minor: 0 }, "ext3"));
+        assert_eq!((lines[0].id, lines[0].device, lines[0].fs.as_str()), (36, DeviceNumber::new(98, 0), "ext3"));
     }
 
     #[test]

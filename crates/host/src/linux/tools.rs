@@ -85,14 +85,19 @@ impl Tools {
     /// Makes a filesystem in a blank file: empty, owned as asked, with the UUID that was recorded.
     pub(super) async fn format(&self, runner: &dyn Runner, request: &FormatRequest) -> Result<()> {
         let FormatRequest { path, fs, uuid, .. } = request;
+        if *fs == FsKind::Folder {
+            return run(runner, &DressFolder { request: request.clone() }).await;
+        }
         let program = match fs {
             FsKind::Ext4 => &self.mke2fs,
             FsKind::Xfs => &self.mkfs_xfs,
-            FsKind::Btrfs => &self.mkfs_btrfs,
+            FsKind::Btrfs | FsKind::Folder => &self.mkfs_btrfs,
         };
         let mkfs = program.path()?;
         // Law 5: once more, right before.
         match run(runner, &ProbeTask { path: path.clone() }).await? {
+            // An empty folder is blank for who wants a folder.
+            Probe::Blank if path.is_dir() => return Err(not_blank(path, &Probe::Unknown { signature: "a folder".to_owned() })),
             Probe::Blank => {}
             other => return Err(not_blank(path, &other)),
         }
@@ -111,7 +116,9 @@ impl Tools {
             FsKind::Xfs => {
                 ["-q", "-K", "-b", "size=4096", "-s", "size=4096", "-m", &format!("uuid={uuid_text}")].map(String::from).to_vec()
             }
-            FsKind::Btrfs => ["-q", "-K", "--nodesize", "16384", "--sectorsize", "4096", "-U", &uuid_text].map(String::from).to_vec(),
+            FsKind::Btrfs | FsKind::Folder => {
+                ["-q", "-K", "--nodesize", "16384", "--sectorsize", "4096", "-U", &uuid_text].map(String::from).to_vec()
+            }
         };
         args.push(path.display().to_string());
         tool(mkfs, &args, FORMAT_DEADLINE).await?.success(program.name, path)?;
@@ -162,6 +169,7 @@ impl Tools {
                 run(runner, &Settle { path: path.to_owned(), fs }).await?;
                 run_tool(&self.xfs_admin, &["-U", &text, &file], &[0]).await?;
             }
+            FsKind::Folder => return Ok(()),
             // Never mounted before: the kernel would take the two for parts of one filesystem.
             FsKind::Btrfs => run_tool(&self.btrfstune, &["-f", "-M", &text, &file], &[0]).await?,
         }
@@ -228,6 +236,13 @@ impl Task for LookInside {
 
     fn run(self) -> Result<Vec<String>> {
         let what = format!("cannot look into {}", self.device.display());
+        if self.fs == FsKind::Folder {
+            let entries = std::fs::read_dir(&self.device).map_err(failed(&what))?;
+            let mut names: Vec<String> =
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).take(NAMES).collect();
+            names.sort();
+            return Ok(names);
+        }
         let mounted = super::mounts::mount_nowhere_readonly(self.fs, &self.device, &what)?;
         let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty());
         let mut names = Vec::new();
@@ -267,13 +282,62 @@ impl Task for Dress {
         if *fs == FsKind::Ext4 {
             rustix::fs::unlinkat(&root, "lost+found", AtFlags::REMOVEDIR).map_err(refused(&what))?;
         }
-        let inside = root_path.as_ref().map(|path| make_inside(root.as_fd(), path.as_str())).transpose().map_err(refused(&what))?;
-        for folder in inside.iter().chain([&root]) {
-            rustix::fs::fchown(folder, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid))).map_err(refused(&what))?;
-            rustix::fs::fchmod(folder, rustix::fs::Mode::from_raw_mode(*mode)).map_err(refused(&what))?;
-        }
+        dress(root.as_fd(), root_path.as_ref(), *uid, *gid, *mode).map_err(refused(&what))?;
         rustix::fs::syncfs(&root).map_err(refused(&what))
     }
+}
+
+/// Gives a new folder the owner and the mode that were asked for.
+#[derive(Serialize, Deserialize)]
+pub struct DressFolder {
+    pub request: FormatRequest,
+}
+
+impl Task for DressFolder {
+    const NAME: &'static str = "fs.dress-folder";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let FormatRequest { path, uid, gid, mode, root_path, options, .. } = &self.request;
+        let what = format!("cannot prepare the new folder {}", path.display());
+        super::mounts::folder_attributes(options)?;
+        let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, open, rustix::fs::Mode::empty()).map_err(refused(&what))?;
+        // Law 5: once more, right before.
+        match folder_probe(&root).map_err(refused(&what))? {
+            Probe::Blank => {}
+            other => return Err(not_blank(path, &other)),
+        }
+        dress(root.as_fd(), root_path.as_ref(), *uid, *gid, *mode).map_err(refused(&what))?;
+        rustix::fs::fsync(&root).map_err(refused(what))
+    }
+}
+
+/// A folder that has nothing in it is blank; one that has is somebody's.
+fn folder_probe(folder: &std::os::fd::OwnedFd) -> rustix::io::Result<Probe> {
+    for entry in rustix::fs::Dir::read_from(folder)? {
+        let entry = entry?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            return Ok(Probe::Unknown { signature: "a folder that is not empty".to_owned() });
+        }
+    }
+    Ok(Probe::Blank)
+}
+
+/// Makes the folder inside, if one is wanted, and gives both their owner and mode.
+fn dress(
+    root: std::os::fd::BorrowedFd<'_>,
+    inside: Option<&dunnage_model::RootPath>,
+    uid: u32,
+    gid: u32,
+    mode: u32,
+) -> rustix::io::Result<()> {
+    let inside = inside.map(|path| make_inside(root, path.as_str())).transpose()?;
+    for folder in inside.iter().map(AsFd::as_fd).chain([root]) {
+        rustix::fs::fchown(folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        rustix::fs::fchmod(folder, rustix::fs::Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// The error for a device that was to be blank and is not.
@@ -375,6 +439,9 @@ impl Task for ProbeTask {
     fn run(self) -> Result<Probe> {
         let what = format!("cannot look at {}", self.path.display());
         let file = rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, rustix::fs::Mode::empty()).map_err(refused(&what))?;
+        if rustix::fs::fstat(&file).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir()) {
+            return folder_probe(&file).map_err(refused(what));
+        }
         probe_file(&mut File::from(file)).map_err(failed(what))
     }
 }

@@ -53,11 +53,22 @@ fn mounts_of(proc: &Path, device: DeviceNumber) -> Option<Mounts> {
     let text = std::fs::read(proc.join("mountinfo")).ok()?;
     let lines = table::parse(&text).ok()?;
     let mut mounts = Mounts { ids: BTreeSet::new(), paths: Vec::new() };
-    for line in lines.into_iter().filter(|line| line.device == device) {
+    let is_it = |line: &table::Line| match device.folder {
+        None => line.device == device,
+        // A filesystem's own root is nobody's folder; all others are looked at where that process has them.
+        Some(_) => line.root != Path::new("/") && folder_at(proc, &line.mountpoint) == Some(device),
+    };
+    for line in lines.into_iter().filter(is_it) {
         mounts.ids.insert(line.id);
         mounts.paths.push(line.mountpoint);
     }
     Some(mounts)
+}
+
+/// The folder that a process has mounted at a path.
+fn folder_at(proc: &Path, mountpoint: &Path) -> Option<DeviceNumber> {
+    let path = proc.join("root").join(mountpoint.strip_prefix("/").ok()?);
+    super::mounts::folder_number(&path)
 }
 
 impl Mounts {
