@@ -52,7 +52,7 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
                     vec![
                         v.info.id.name.to_string(),
                         v.info.id.driver.to_string(),
-                        v.info.spec.size.to_string(),
+                        v.info.spec.shown_size(),
                         v.info.spec.fs.to_string(),
                         v.state(),
                         v.holders.iter().map(|h| h.total()).sum::<u32>().to_string(),
@@ -82,7 +82,7 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
             for hint in &created.unheeded {
                 eprintln!("dunnage: the hint {}={} is not followed", hint.key, hint.value);
             }
-            eprintln!("{}: {} ({}, {})", created.volume.id, created.action, created.volume.spec.size, created.volume.spec.fs);
+            eprintln!("{}: {} ({}, {})", created.volume.id, created.action, created.volume.spec.shown_size(), created.volume.spec.fs);
             println!("{}", created.volume.id.name);
             Ok(())
         }
@@ -135,7 +135,7 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
 fn adopt(places: &Places, patience: Duration, name: &dunnage_model::VolumeName, body: &AdoptBody) -> Result<()> {
     let Adopted { action, volume } = ask(places, patience, "POST", &format!("/v1/volumes/{name}/adopt"), body)?;
     let shown = volume.spec.root_path.as_ref().map(|path| format!(", containers are given its {path}")).unwrap_or_default();
-    eprintln!("{}: {action} ({}, {}, endpoint {}{shown})", volume.id, volume.spec.size, volume.spec.fs, volume.endpoint);
+    eprintln!("{}: {action} ({}, {}, endpoint {}{shown})", volume.id, volume.spec.shown_size(), volume.spec.fs, volume.endpoint);
     println!("{name}");
     Ok(())
 }
@@ -184,7 +184,7 @@ fn describe(inspected: &Inspected) -> String {
         ("endpoint", volume.info.endpoint.to_string()),
         ("node", node.clone()),
         ("state", volume.state()),
-        ("size", spec.size.to_string()),
+        ("size", spec.shown_size()),
         ("used", space.map_or("unknown while it is not mounted".to_owned(), |s| format!("{} ({} free)", s.used, s.available))),
         ("spent", format!("{} of the pool{}", volume.info.usage.spent, if spec.thick { " (thick)" } else { "" })),
         ("fs", format!("{}{}", spec.fs, volume.info.fs_uuid.map(|uuid| format!(" {uuid}")).unwrap_or_default())),

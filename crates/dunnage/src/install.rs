@@ -244,7 +244,7 @@ pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<
         }
         refuse_while_held(places)?;
         // Our folder for mounts, which is empty now. It is nobody's but ours, and not there if we never ran.
-        let _ = rustix::mount::unmount(&volumes(places), rustix::mount::UnmountFlags::NOFOLLOW);
+        let _ = rustix::mount::unmount(volumes(places), rustix::mount::UnmountFlags::NOFOLLOW);
     }
     let plan = Plan::new(args)?;
     let ours = |link: &PathBuf| fs::read_link(plan.at(link)).is_ok_and(|target| target == Path::new("dunnage"));

@@ -99,7 +99,7 @@ impl Work<'_> {
             Step::Record => {
                 if let Goal::Create { spec, endpoint, .. } = &self.job.goal {
                     let created = self.engine.0.settings.clock.now();
-                    let new = NewVolume { name: name.clone(), endpoint: endpoint.clone(), spec: spec.clone(), created };
+                    let new = NewVolume { name: name.clone(), endpoint: endpoint.clone(), spec: (**spec).clone(), created };
                     facts.provision_tried = true;
                     self.provision()?.record(&new).await?;
                 } else {

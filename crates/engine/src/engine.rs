@@ -206,7 +206,7 @@ impl Engine {
         let CreateRequest { volume, endpoint, asked, defaults, hints } = request;
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
         let spec = self.driver(&volume.driver)?.complete(asked.clone(), &defaults, hints).map_err(|e| e.of(&volume.name))?;
-        let job = self.submit(call, &volume, Goal::Create { asked, spec, endpoint });
+        let job = self.submit(call, &volume, Goal::Create { asked: asked.into(), spec: spec.into(), endpoint });
         match self.wait(call, &volume, &job).await? {
             Outcome::Created(action) => Ok((action, self.known(&volume))),
             other => Err(unexpected(&other)),

@@ -26,9 +26,9 @@ pub enum Goal {
     /// That it exists, as asked.
     Create {
         /// What the caller said.
-        asked: PartialSpec,
+        asked: Box<PartialSpec>,
         /// The same with all defaults.
-        spec: VolumeSpec,
+        spec: Box<VolumeSpec>,
         /// Who will list it.
         endpoint: EndpointName,
     },

@@ -206,6 +206,13 @@ pub struct VolumeSpec {
     pub hints: BTreeMap<String, String>,
 }
 
+impl VolumeSpec {
+    /// Its size, for people; a folder has none.
+    pub fn shown_size(&self) -> String {
+        if self.fs == FsKind::Folder { "-".to_owned() } else { self.size.to_string() }
+    }
+}
+
 /// A [`VolumeSpec`] with holes: what one layer (the call, the endpoint, the configuration) says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // the fields are VolumeSpec's

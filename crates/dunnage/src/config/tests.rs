@@ -588,7 +588,7 @@ fn the_report_names_drivers_endpoints_their_defaults_and_what_is_not_served() {
     let report = check_report(&Config { source: Some("/etc/x.yml".into()), ..good(EXAMPLE) });
     for part in [
         "/etc/x.yml is good",
-        "local: local, pool /s/pool/local, reserve 5%, warn 85%, overcommit none",
+        "local: local, images in the pool /s/pool/local, reserve 5%, warn 85%, overcommit none",
         "pxd: ceph, which this build does not have",
         "dunnage: driver local, hints refuse, defaults size=16GiB fs=ext4",
         "endpoints.csi: this version does not serve CSI",

@@ -327,7 +327,7 @@ fn a_mount_prints_the_path() {
     let json: Value = serde_json::from_str(&fake.says("volume m redis -f json")).expect("json");
     assert_eq!(json[0]["Path"], "/at/redis/mount");
     fake.says("volume umount pg");
-    let verbs = ["redis/mount", "redis/mount", "pg/unmount"].map(|verb| format!("POST /v1/volumes/{verb}?driver=local"));
+    let verbs = ["redis/mount", "redis/mount", "pg/unmount", "pg/detach"].map(|verb| format!("POST /v1/volumes/{verb}?driver=local"));
     assert_eq!(fake.orders(), verbs);
 }
 

@@ -38,7 +38,7 @@ fn volume(state: VolumeState) -> VolumeInfo {
 }
 
 fn create_goal() -> Goal {
-    Goal::Create { asked: PartialSpec::default(), spec: spec(), endpoint: endpoint("dunnage") }
+    Goal::Create { asked: Box::default(), spec: spec().into(), endpoint: endpoint("dunnage") }
 }
 
 fn known(uuid: Uuid) -> Probe {

@@ -157,7 +157,7 @@ impl Frontend {
         let VolumeView { info, age, mountpoint, holders, .. } = view;
         let status = Status {
             driver: info.id.driver.as_str(),
-            size: &info.spec.size,
+            size: info.spec.shown_size(),
             fs: info.spec.fs.as_str(),
             state: view.state(),
             node: self.engine.node().as_str(),

@@ -1,11 +1,10 @@
 //! The plugin API's words, as moby's `volume/drivers` and Podman send and read them.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use dunnage_model::{Bytes, Error};
+use dunnage_model::Error;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
 
@@ -44,8 +43,7 @@ pub struct VolumeAnswer<'a> {
 #[derive(Serialize)]
 pub struct Status<'a> {
     pub driver: &'a str,
-    #[serde(serialize_with = "as_text")]
-    pub size: &'a Bytes,
+    pub size: String,
     pub fs: &'a str,
     pub state: String,
     pub node: &'a str,
@@ -58,10 +56,6 @@ pub struct Status<'a> {
     /// What was asked for and is not followed.
     #[serde(rename = "unheeded hints", skip_serializing_if = "BTreeMap::is_empty")]
     pub hints: &'a BTreeMap<String, String>,
-}
-
-fn as_text<S: Serializer>(value: &impl Display, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
 }
 
 #[derive(Serialize)]
