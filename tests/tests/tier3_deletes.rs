@@ -417,6 +417,21 @@ fn podman_system_prune_with_volumes_removes_stopped_containers_first_and_then_de
     bench.finish();
 }
 
+/// Podman 4.3.1 (and 5, as its source has it) prunes until nothing is left to prune, and counts what was refused as pruned: it goes
+/// on until it is stopped.
+#[test]
+fn podman_system_prune_with_volumes_leaves_what_somebody_else_holds() {
+    let Some(bench) = podman_with_data(&["pg"]) else { return };
+    bench.node.mount("pg", "another-engine");
+    let prune = bench.podman.spawn(&["system", "prune", "-f", "--volumes"]);
+    eventually("it asks", BOUND, || bench.node.log().contains("call=\"Remove\" volume=\"pg\""));
+    bench.podman.kill_commands();
+    prune.wait();
+    bench.node.unmount("pg", "another-engine");
+    bench.node.assert_data("pg");
+    bench.finish();
+}
+
 #[test]
 fn podman_system_reset_deletes_all_that_podman_knows_with_its_containers_and_nothing_else() {
     let Some(bench) = podman_with_data(&["free", "running"]) else { return };
