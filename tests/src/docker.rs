@@ -51,6 +51,15 @@ impl Bench {
 
     /// The same with a configuration (none if empty) and flags for dockerd.
     pub fn configured(yaml: &str, flags: &[&str]) -> Option<Bench> {
+        Bench::of(yaml, flags, Network::OfTheMachine)
+    }
+
+    /// The same with an engine that is alone in its network, where a swarm may make what it wants.
+    pub fn alone_in_its_network(yaml: &str) -> Option<Bench> {
+        Bench::of(yaml, &[], Network::ItsOwn)
+    }
+
+    fn of(yaml: &str, flags: &[&str], network: Network) -> Option<Bench> {
         let lacking = ["dockerd", "containerd", "docker", "busybox", "timeout", "tar"].into_iter().find(|name| find(name).is_none());
         if let Some(program) = lacking {
             skip(&format!("needs {program} (packages docker.io, docker-cli, busybox-static)"));
@@ -66,7 +75,7 @@ impl Bench {
             node.configure(yaml);
         }
         node.start();
-        Some(Bench { docker: Docker::started(flags), node, _alone: alone })
+        Some(Bench { docker: Docker::started(flags, network), node, _alone: alone })
     }
 
     /// Stops everything cleanly and looks for what is left: of the volumes, of the daemon, of the engine.
@@ -114,10 +123,18 @@ impl Writer {
     }
 }
 
+/// Where dockerd makes its bridges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    OfTheMachine,
+    ItsOwn,
+}
+
 /// A Docker Engine of a test's own.
 pub struct Docker {
     folder: PathBuf,
     flags: Vec<String>,
+    network: Network,
     storage: &'static str,
     cgroup: String,
     containerd: Option<Child>,
@@ -138,11 +155,11 @@ impl Running {
 
 impl Docker {
     /// An engine that serves and has [`IMAGE`].
-    fn started(flags: &[&str]) -> Docker {
+    fn started(flags: &[&str], network: Network) -> Docker {
         let folder = scratch();
         let cgroup = cgroup_name(&folder);
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
-        let mut docker = Docker { folder, flags, storage: "overlay2", cgroup, containerd: None, dockerd: None };
+        let mut docker = Docker { folder, flags, network, storage: "overlay2", cgroup, containerd: None, dockerd: None };
         docker.write("daemon.json", "{}");
         docker.write("containerd.toml", &docker.containerd_config());
         docker.start_containerd();
@@ -176,7 +193,15 @@ impl Docker {
 
     fn spawn_engine(&self, program: &str, args: &[String]) -> Child {
         let log = File::options().create(true).append(true).open(self.folder.join("log")).expect("log");
-        let mut command = Command::new(find(program).expect(program));
+        let path = find(program).expect(program);
+        let mut command = match (self.network, program) {
+            (Network::ItsOwn, "dockerd") => {
+                let mut command = Command::new("unshare");
+                command.args(["--net", "sh", "-ec", "busybox ip link set lo up; exec \"$@\"", "sh"]).arg(path);
+                command
+            }
+            _ => Command::new(path),
+        };
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log);
         command.spawn().expect(program)
     }
@@ -349,9 +374,11 @@ impl Docker {
         self.stop_dockerd();
         terminate("containerd", self.containerd.take().expect("containerd runs"));
         eventually("the engine's processes end", BOUND, || self.processes().is_empty());
-        // With live-restore, or killed once, dockerd leaves the mount that it makes of its own data root.
-        let own = self.folder.join("d");
-        while is_mounted(&own) && unmount(&own, UnmountFlags::NOFOLLOW).is_ok() {}
+        // With live-restore, or killed once, dockerd leaves the mount that it makes of its own data root; and always the name that
+        // it gives to the machine's network, if a container was in that.
+        for own in [self.folder.join("d"), self.folder.join("x/netns/default")] {
+            while is_mounted(&own) && unmount(&own, UnmountFlags::NOFOLLOW).is_ok() {}
+        }
         let mounts = kernel::mounts_beneath(&self.folder);
         assert!(mounts.is_empty(), "the engine has left mounts: {mounts:?}");
         self.remove_cgroups();

@@ -328,6 +328,35 @@ impl Node {
         });
     }
 
+    /// Writes a file into a volume, which is made if there is none, and lets go of it.
+    #[track_caller]
+    pub fn fill(&self, volume: &str) {
+        if !self.cli(&["volume", "ls", "-q"]).ok().lines().any(|name| name == volume) {
+            self.cli(&["volume", "create", volume, "-o", "size=64M"]).ok();
+        }
+        let path = self.cli(&["volume", "mount", volume]).ok();
+        sh(&format!("echo the data of {volume} >{path}/data-of-a-test; sync {path}/data-of-a-test"));
+        self.cli(&["volume", "unmount", volume]).ok();
+    }
+
+    /// What was written there is there.
+    #[track_caller]
+    pub fn assert_data(&self, volume: &str) {
+        let path = self.cli(&["volume", "mount", volume]).ok();
+        let file = PathBuf::from(path).join("data-of-a-test");
+        let found = if file.exists() { sh(&format!("cat {}", file.display())) } else { "nothing".to_owned() };
+        self.cli(&["volume", "unmount", volume]).ok();
+        assert_eq!(found, format!("the data of {volume}"));
+    }
+
+    /// There is neither such a volume nor anything of it in the pool.
+    #[track_caller]
+    pub fn assert_gone(&self, volume: &str) {
+        let listed = self.cli(&["volume", "ls", "-q"]).ok();
+        assert!(!listed.lines().any(|name| name == volume), "{volume} is listed");
+        assert!(!self.pool().join(volume).exists(), "something of {volume} is in the pool");
+    }
+
     /// The end of a test with an engine: everything is let go of, and the daemon stops.
     #[track_caller]
     pub fn finish(&mut self) {

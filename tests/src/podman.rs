@@ -191,6 +191,15 @@ impl Podman {
         self.spawn(args).wait()
     }
 
+    /// `podman system reset`, in a mount namespace in which nothing of the machine's own Podman is to be seen.
+    pub fn reset(&self) -> Ran {
+        let mut command = Command::new("unshare");
+        let line =
+            "for folder in /var/lib/containers /etc/containers; do test ! -d $folder || mount -t tmpfs tmpfs $folder; done; exec \"$@\"";
+        command.args(["--mount", "--propagation", "slave", "sh", "-ec", line, "sh"]);
+        self.run_as(command, &["system", "reset", "--force"]).wait()
+    }
+
     /// `podman ARGS`, not waited for.
     pub fn spawn(&self, args: &[&str]) -> Running {
         let mut command = Command::new("timeout");

@@ -27,7 +27,7 @@ fn a_volume_is_attached_without_a_mount_once_however_often_it_is_asked_for() {
     assert_eq!(attach(&node), device);
     assert_eq!(kernel::loops_beneath(&node.folder), [Path::new(&device)]);
     assert_eq!((state(&node).as_str(), is_mounted(&node.mountpoint("pg"))), ("attached", false));
-    assert!(node.cli(&["volume", "rm", "pg"]).fails(5).contains("the device alone"));
+    assert!(node.cli(&["volume", "rm", "pg"]).fails(5).contains("dunnage volume detach pg"));
     node.cli(&["volume", "detach", "pg"]).ok();
     node.cli(&["volume", "detach", "pg"]).ok();
     assert!(kernel::loops_beneath(&node.folder).is_empty());

@@ -249,8 +249,15 @@ impl Engine {
         };
         if !holders.is_empty() {
             let who = holders.iter().map(ToString::to_string).collect();
-            let next = "stop the container or the task that uses it, then remove it";
-            return Err(Error::in_use(who, self.node(), "it is mounted", next).of(&volume.name).during(&call.operation));
+            let only = |kind| holders.iter().all(|holder| holder.key.caller.kind == kind);
+            let (detail, next) = if only(CallerKind::CliDevice) {
+                ("it is attached", format!("give it back with 'dunnage volume detach {}', then remove it", volume.name))
+            } else if only(CallerKind::Cli) {
+                ("it is mounted", format!("give it back with 'dunnage volume unmount {}', then remove it", volume.name))
+            } else {
+                ("it is mounted", "stop the container or the task that uses it, then remove it".to_owned())
+            };
+            return Err(Error::in_use(who, self.node(), detail, next).of(&volume.name).during(&call.operation));
         }
         if left {
             // Nobody holds it, and it could not be let go of when the last holder went: try again first.
