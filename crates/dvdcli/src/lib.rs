@@ -10,4 +10,4 @@ mod plugin;
 mod tls;
 mod verbs;
 
-pub use cli::{NAME, command, main};
+pub use cli::{NAME, command, main, truth};

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use dunnage_dvdcli::truth;
 use dunnage_model::{Error, NodeId, Result};
 
 use super::print::{Format, Shape};
@@ -524,15 +525,6 @@ pub enum TokenCommand {
         #[arg(long)]
         verify: bool,
     },
-}
-
-/// What Go's flags take for a truth.
-fn truth(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
-        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err("use true or false".to_owned()),
-    }
 }
 
 /// The command line, for completions and manual pages too.
