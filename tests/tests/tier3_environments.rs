@@ -360,7 +360,7 @@ impl Contained {
         Some(Contained { bench, state })
     }
 
-    /// Makes the folder of mounts on the node, as docs/environments.md has it.
+    /// Makes the folder of mounts on the node, as another daemon there may have left it.
     fn prepare(&self) {
         let volumes = self.state.join("volumes");
         sh(&format!(
@@ -371,10 +371,14 @@ impl Contained {
 
     /// Begins the daemon's container.
     fn begin(&self, propagation: &str) {
+        self.begin_among("--pid=host", propagation);
+    }
+
+    fn begin_among(&self, processes: &str, propagation: &str) {
         let node = &self.bench.node;
         let [state, run, plugins] = [&self.state, &node.run_dir(), &node.plugins].map(|path| path.display().to_string());
         let mounts = [format!("{state}:{state}:{propagation}"), format!("{run}:{run}"), format!("{plugins}:{plugins}")];
-        let mut args = vec!["run", "-d", "--name=dunnage", "--network=none", "--pid=host", "--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE"];
+        let mut args = vec!["run", "-d", "--name=dunnage", "--network=none", processes, "--cap-add=SYS_ADMIN", "--cap-add=SYS_PTRACE"];
         args.extend(["--security-opt=apparmor=unconfined", "--device-cgroup-rule=b 7:* rwm", "--device-cgroup-rule=c 10:237 rwm"]);
         args.extend(mounts.iter().flat_map(|mount| ["-v", mount]));
         args.extend(["-v", "/dev:/dev", DAEMON, "/bin/dunnage", "--state-dir", &state, "--run-dir", &run, "--plugin-dir", &plugins]);
@@ -405,7 +409,6 @@ impl Contained {
 #[test]
 fn containers_have_volumes_of_a_daemon_that_runs_in_a_container_too() {
     let Some(contained) = Contained::ready() else { return };
-    contained.prepare();
     contained.begin("rshared");
     contained.serves();
     let bench = &contained.bench;
@@ -425,7 +428,6 @@ fn containers_have_volumes_of_a_daemon_that_runs_in_a_container_too() {
 #[test]
 fn a_daemons_container_may_be_killed_and_made_anew_under_running_containers() {
     let Some(contained) = Contained::ready() else { return };
-    contained.prepare();
     contained.begin("rshared");
     contained.serves();
     let bench = &contained.bench;
@@ -456,5 +458,29 @@ fn a_daemon_in_a_container_whose_mounts_would_reach_nobody_does_not_start() {
         assert!(said.contains("invalid_argument{volumes.private_namespace}") && said.contains("rshared"), "{propagation}: {said}");
         contained.bench.docker.end("dunnage");
     }
+    contained.finish();
+}
+
+/// That there is such a folder on the node says nothing: what is mounted on the container's copy has to come there.
+#[test]
+fn a_daemon_in_a_container_that_has_only_a_copy_of_the_folder_of_mounts_does_not_start() {
+    let Some(contained) = Contained::ready() else { return };
+    contained.prepare();
+    contained.begin("rprivate");
+    eventually("it ends", BOUND, || !contained.bench.docker.is_running("dunnage"));
+    let said = contained.says();
+    assert!(said.contains("invalid_argument{volumes.private_namespace}") && said.contains("rshared"), "{said}");
+    contained.bench.docker.end("dunnage");
+    contained.finish();
+}
+
+#[test]
+fn a_daemon_in_a_container_that_does_not_see_the_nodes_processes_does_not_start() {
+    let Some(contained) = Contained::ready() else { return };
+    contained.begin_among("--pid=", "rshared");
+    eventually("it ends", BOUND, || !contained.bench.docker.is_running("dunnage"));
+    let said = contained.says();
+    assert!(said.contains("invalid_argument{volumes.private_namespace}") && said.contains("--pid=host"), "{said}");
+    contained.bench.docker.end("dunnage");
     contained.finish();
 }

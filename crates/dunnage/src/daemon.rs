@@ -249,11 +249,23 @@ fn node(places: &Places) -> Result<NodeId> {
     })
 }
 
-/// Mounts that only we can see are of no use to a container engine (rexray/rexray#548).
+/// Mounts that only we can see are of no use to a container engine (rexray/rexray#548): the folder is to be the same mount
+/// as that of the first process, or one of its peers, which hears of what is mounted on ours.
 fn reaches_everybody(volumes: &Path) -> Result<()> {
-    let table = std::fs::read_to_string("/proc/1/mountinfo").map_err(|e| Error::os("cannot read /proc/1/mountinfo", &e))?;
-    let ours = volumes.display().to_string().replace(' ', "\\040");
-    if table.lines().any(|line| line.split(' ').nth(4) == Some(ours.as_str()) && line.contains(" - tmpfs dunnage ")) {
+    let peers = |of: &str| -> Result<Option<String>> {
+        let path = format!("/proc/{of}/mountinfo");
+        let table = std::fs::read_to_string(&path).map_err(|e| Error::os(format!("cannot read {path}"), &e))?;
+        Ok(peer_group(&table, volumes))
+    };
+    if std::process::id() == 1 {
+        return Err(Error::invalid(
+            "volumes.private_namespace",
+            "the daemon is the first process of its own: it cannot see whether its mounts reach the host's, nor who uses them",
+            "give its container the host's processes (--pid=host), or set volumes.private_namespace: true",
+        ));
+    }
+    let theirs = peers("1")?;
+    if theirs.is_some() && theirs == peers("self")? {
         return Ok(());
     }
     Err(Error::invalid(
@@ -261,6 +273,14 @@ fn reaches_everybody(volumes: &Path) -> Result<()> {
         format!("mounts at {} do not reach the first process' mount namespace: no container engine would see them", volumes.display()),
         "run the daemon in the host's mount namespace (in a container: bind the folder with rshared propagation), or set volumes.private_namespace: true",
     ))
+}
+
+/// The peer group of our tmpfs at a path, by a table of mounts (proc_pid_mountinfo(5)).
+fn peer_group(table: &str, volumes: &Path) -> Option<String> {
+    let ours = volumes.display().to_string().replace(' ', "\\040");
+    let is_ours = |line: &&str| line.split(' ').nth(4) == Some(ours.as_str()) && line.contains(" - tmpfs dunnage ");
+    let fields = table.lines().rfind(is_ours)?.split(' ').skip(6);
+    fields.take_while(|field| *field != "-").find(|field| field.starts_with("shared:")).map(str::to_owned)
 }
 
 /// Opens all drivers at once: one whose store hangs delays a start, and ten no more than one.

@@ -315,7 +315,8 @@ fn kernel_says(context: &OwnedFd) -> String {
     {
         let text = String::from_utf8_lossy(line.get(..n).unwrap_or_default());
         said.push_str(if said.is_empty() { ": " } else { ", " });
-        said.push_str(text.trim_start_matches(['e', 'w', 'i', ' ']).trim());
+        // "e ext4: Unknown parameter …": a letter for how grave it is, then the words.
+        said.push_str(["e ", "w ", "i "].iter().find_map(|grave| text.strip_prefix(grave)).unwrap_or(&text).trim());
     }
     said
 }

@@ -5,17 +5,17 @@
 //! step. Whatever moment a kill comes at, each filesystem is mounted in one of the two places, and the next start goes on from
 //! there. Who has files open on an old mount keeps it, and them: it goes with its last user (MNT_DETACH).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use dunnage_model::{Error, Result};
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
 use super::mounts::SOURCE;
-use super::sys::{failed, refused};
+use super::sys::{failed, refused, sealed};
 use super::table;
 use crate::Prepared;
 use crate::crash;
@@ -47,7 +47,6 @@ impl Task for Prepare {
         let seen = look(root, &beside)?;
         if seen.ours {
             if seen.beside {
-                seal(root, &what)?;
                 take_down(&beside, &what)?;
             }
             return Ok(Prepared::AlreadyThere);
@@ -60,8 +59,9 @@ impl Task for Prepare {
             ));
         }
         if seen.others.is_empty() && !seen.beside {
-            mount_ours(root, &what)?;
-            seal(root, &what)?;
+            let tree = ours_nowhere(&what)?;
+            seal(&tree, &what)?;
+            put(&tree, root, &what)?;
             return Ok(Prepared::Mounted);
         }
         take_over(root, &beside, &seen, &what)?;
@@ -109,24 +109,30 @@ fn first_file(folder: &Path, mounted: &[PathBuf], depth: usize) -> std::io::Resu
     Ok(None)
 }
 
-/// A tmpfs of ours, for the time being writable.
-fn mount_ours(at: &Path, what: &str) -> Result<()> {
-    // Folders take no blocks on tmpfs; the limit on inodes is one of sanity.
-    rustix::mount::mount(SOURCE, at, "tmpfs", flags(), c"mode=0711,size=64k,nr_inodes=200k").map_err(refused(what))?;
-    rustix::mount::mount_change(at, MountPropagationFlags::PRIVATE).map_err(refused(what))
+/// A tmpfs of ours, where no path leads to and for the time being writable.
+fn ours_nowhere(what: &str) -> Result<OwnedFd> {
+    let make = || -> rustix::io::Result<OwnedFd> {
+        let context = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        // It takes no blocks for folders; the limit on inodes is one of sanity.
+        for (key, value) in [("source", SOURCE), ("mode", "0711"), ("size", "64k"), ("nr_inodes", "200k")] {
+            rustix::mount::fsconfig_set_string(context.as_fd(), key, value)?;
+        }
+        rustix::mount::fsconfig_create(context.as_fd())?;
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+    };
+    make().map_err(refused(what))
 }
 
-fn flags() -> MountFlags {
-    MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC
+/// From now on nothing can be written on it, and what is mounted there reaches whoever listens. Before it is put in its
+/// place: where that is shared with other namespaces (a daemon in a container), what they get is the same, and hears of
+/// what is mounted on it.
+fn seal(tree: &OwnedFd, what: &str) -> Result<()> {
+    sealed(tree).map_err(failed(what))
 }
 
-/// From now on nothing can be written on it, and what is mounted there reaches whoever listens.
-fn seal(root: &Path, what: &str) -> Result<()> {
-    let readonly = MountFlags::BIND | MountFlags::RDONLY | flags();
-    rustix::mount::mount_remount(root, readonly, c"").map_err(refused(what))?;
-    let all = MountPropagationFlags::REC;
-    rustix::mount::mount_change(root, MountPropagationFlags::PRIVATE | all).map_err(refused(what))?;
-    rustix::mount::mount_change(root, MountPropagationFlags::SHARED | all).map_err(refused(what))
+fn put(tree: &OwnedFd, at: &Path, what: &str) -> Result<()> {
+    rustix::mount::move_mount(tree.as_fd(), "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(refused(what))
 }
 
 const COPY: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
@@ -135,7 +141,8 @@ const COPY: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::
 fn move_beside(beside: &Path, seen: &Seen, what: &str) -> Result<()> {
     if !seen.beside {
         std::fs::create_dir_all(beside).map_err(failed(what))?;
-        mount_ours(beside, what)?;
+        put(&ours_nowhere(what)?, beside, what)?;
+        rustix::mount::mount_change(beside, MountPropagationFlags::PRIVATE).map_err(refused(what))?;
         crash::pass(format_args!("helper/mount.prepare/beside"));
     }
     let copies = beneath(beside)?;
@@ -164,9 +171,9 @@ fn beneath(folder: &Path) -> Result<Vec<PathBuf>> {
 fn take_over(root: &Path, beside: &Path, seen: &Seen, what: &str) -> Result<()> {
     move_beside(beside, seen, what)?;
     let tree = rustix::mount::open_tree(CWD, beside, COPY | OpenTreeFlags::AT_RECURSIVE).map_err(refused(what))?;
-    rustix::mount::move_mount(tree.as_fd(), "", CWD, root, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(refused(what))?;
+    seal(&tree, what)?;
+    put(&tree, root, what)?;
     crash::pass(format_args!("helper/mount.prepare/covered"));
-    seal(root, what)?;
     take_down(beside, what)
 }
 

@@ -72,7 +72,7 @@ pub fn writable_clone(root: &Path) -> io::Result<OwnedFd> {
     use rustix::mount::OpenTreeFlags;
     let tree = rustix::mount::open_tree(CWD, root, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)?;
     let attributes = libc::mount_attr { attr_set: 0, attr_clr: libc::MOUNT_ATTR_RDONLY, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    set_attributes(&tree, &attributes)?;
+    mount_setattr(&tree, 0, &attributes)?;
     Ok(tree)
 }
 
@@ -84,11 +84,18 @@ pub fn folder_clone(folder: BorrowedFd<'_>, attributes: rustix::mount::MountAttr
     let set = u64::from(attributes.bits());
     let times = if set & libc::MOUNT_ATTR__ATIME == 0 { 0 } else { libc::MOUNT_ATTR__ATIME };
     let attributes = libc::mount_attr { attr_set: set, attr_clr: times, propagation: libc::MS_PRIVATE, userns_fd: 0 };
-    set_attributes(&tree, &attributes)?;
+    mount_setattr(&tree, 0, &attributes)?;
     Ok(tree)
 }
 
-fn set_attributes(tree: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<()> {
+/// Makes the root of a tree of mounts read only, and all of it shared.
+pub fn sealed(tree: &OwnedFd) -> io::Result<()> {
+    let shared = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_SHARED, userns_fd: 0 };
+    mount_setattr(tree, libc::AT_RECURSIVE, &shared)?;
+    mount_setattr(tree, 0, &libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+fn mount_setattr(tree: &OwnedFd, flags: libc::c_int, attributes: &libc::mount_attr) -> io::Result<()> {
     // SAFETY: the pointer and the size are those of a mount_attr that lives until the call returns; the path is empty
     // and AT_EMPTY_PATH makes the kernel use the descriptor, which is open.
     let done = unsafe {
@@ -96,7 +103,7 @@ fn set_attributes(tree: &OwnedFd, attributes: &libc::mount_attr) -> io::Result<(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
             std::ptr::from_ref(attributes),
             size_of::<libc::mount_attr>(),
         )
