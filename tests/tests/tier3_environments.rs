@@ -164,8 +164,13 @@ struct Rootless {
 struct Nobody(PathBuf);
 
 impl Rootless {
-    /// `None` where there is no Podman (noted as a skip).
+    /// `None` where there is no Podman, or a user may have no namespace (noted as a skip).
     fn started() -> Option<Rootless> {
+        let may = Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true"]).status();
+        if !may.is_ok_and(|status| status.success()) {
+            skip("this machine has no unprivileged user namespaces");
+            return None;
+        }
         let mut node = podman::Bench::node()?;
         // Short, and on a tmpfs: Podman wants both.
         let folder = PathBuf::from(format!("/run/rootless-{}", node.folder.file_name().expect("name").display()));

@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::shell::{self, Rights};
@@ -23,6 +24,11 @@ const LIMITS: &[Limit] = &[
     Limit { name: "kernel rbd", means: "the kernel has no rbd module: Ceph images are not mapped by the kernel", is_here: has_rbd },
     Limit { name: "device-mapper", means: "the kernel has no device-mapper: no dm-crypt, no failing devices", is_here: has_device_mapper },
     Limit { name: "online ext4 growth", means: "root lacks CAP_SYS_RESOURCE: a mounted ext4 does not grow", is_here: may_grow_ext4_online },
+    Limit {
+        name: "unprivileged user namespaces",
+        means: "users who are not root have no namespaces (Ubuntu's AppArmor, a sysctl): no rootless engine runs",
+        is_here: gives_users_namespaces,
+    },
     Limit { name: "outside peer", means: "DUNNAGE_TEST_PEER=HOST:PORT names no machine outside that answers", is_here: has_outside_peer },
 ];
 
@@ -66,6 +72,13 @@ fn may_grow_ext4_online() -> bool {
 
 fn has_capability(set: &str, bit: u32) -> bool {
     u64::from_str_radix(set, 16).is_ok_and(|set| set >> bit & 1 == 1)
+}
+
+fn gives_users_namespaces() -> bool {
+    let program = if Rights::here() == Rights::Root { "setpriv" } else { "unshare" };
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "unshare"];
+    let before: &[&str] = if Rights::here() == Rights::Root { &nobody } else { &[] };
+    Command::new(program).args(before).args(["-Ur", "true"]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 fn has_outside_peer() -> bool {
