@@ -288,6 +288,8 @@ fn refused(step: &Step) -> &Error {
     }
 }
 
+mod adopt;
+mod attach;
 mod create;
 mod remove;
 mod stage;

@@ -1,0 +1,117 @@
+//! What the planner does with what somebody else has made.
+
+use dunnage_driver::Stranger;
+use dunnage_host::KnownFs;
+use dunnage_model::AdoptAction;
+
+use super::*;
+use crate::planner::AdoptRequest;
+
+fn wanted() -> AdoptRequest {
+    AdoptRequest { endpoint: endpoint("dunnage"), root_path: None, moves: false, overwrite: false }
+}
+
+fn stranger(found: Probe) -> Stranger {
+    Stranger { name: "pg".parse().expect("name"), place: "/pool/pg/image".to_owned(), size: Bytes::gib(1), found, copy_of: None }
+}
+
+fn with_fs() -> Stranger {
+    stranger(Probe::Known(KnownFs { fs: FsKind::Ext4, uuid: UUID, dirty_journal: true, has_errors: false }))
+}
+
+/// Looked at the platform: it is not ours, and this is there.
+fn seen(stranger: Stranger) -> Facts {
+    Facts { volume: Some(None), stranger: Some(Some(stranger)), ..Facts::default() }
+}
+
+fn device(found: bool) -> Attached {
+    Attached { path: "/dev/loop3".into(), number: OURS, found }
+}
+
+fn step(wanted: AdoptRequest, facts: &Facts) -> Step {
+    next(&Goal::Adopt(wanted), facts)
+}
+
+#[test]
+fn it_is_looked_at_and_into_and_let_go_of_before_it_is_adopted() {
+    let mut facts = Facts::default();
+    assert_eq!(step(wanted(), &facts), Step::Inspect);
+    facts.volume = Some(None);
+    assert_eq!(step(wanted(), &facts), Step::LookForStranger);
+    facts.stranger = Some(Some(with_fs()));
+    assert_eq!(step(wanted(), &facts), Step::Attach);
+    facts.attached = Some(device(false));
+    assert_eq!(step(wanted(), &facts), Step::LookInside(FsKind::Ext4));
+    facts.inside = Some(vec!["data".to_owned(), "lost+found".to_owned()]);
+    assert_eq!(step(wanted(), &facts), Step::Detach(Some(OURS)));
+    facts.detached = Some(Detached::Done);
+    assert_eq!(step(wanted(), &facts), Step::Adopt("data".parse().ok()));
+    facts.adopted = true;
+    assert_eq!(step(wanted(), &facts), Step::Done(Outcome::Adopted(AdoptAction::Adopted)));
+}
+
+#[test]
+fn a_device_that_somebody_has_attached_already_is_left_to_them() {
+    let facts = Facts { attached: Some(device(true)), inside: Some(vec!["x".to_owned()]), ..seen(with_fs()) };
+    assert_eq!(step(wanted(), &facts), Step::Adopt(None));
+    let failed = Facts { failure: Some(step_failed(0)), attached: Some(device(true)), ..seen(with_fs()) };
+    assert!(matches!(step(wanted(), &failed), Step::Refuse(_)));
+}
+
+#[test]
+fn what_was_attached_to_be_looked_into_is_detached_when_looking_fails() {
+    let mut facts = Facts { failure: Some(step_failed(0)), attached: Some(device(false)), ..seen(with_fs()) };
+    assert_eq!(step(wanted(), &facts), Step::Detach(Some(OURS)));
+    facts.detached = Some(Detached::Done);
+    assert!(matches!(step(wanted(), &facts), Step::Refuse(_)));
+    let stuck = Facts { undo_failed: true, detached: None, ..facts };
+    assert!(matches!(step(wanted(), &stuck), Step::Refuse(_)));
+}
+
+#[test]
+fn a_copy_gets_a_uuid_of_its_own_before_anything_is_attached() {
+    let copy = Stranger { copy_of: Some("old".parse().expect("name")), ..with_fs() };
+    assert_eq!(step(wanted(), &seen(copy.clone())), Step::Renew);
+    assert_eq!(step(wanted(), &Facts { renewed: true, ..seen(copy) }), Step::Attach);
+}
+
+#[test]
+fn what_has_no_filesystem_is_refused_by_name_and_only_a_person_s_word_destroys_it() {
+    for found in [Probe::Blank, Probe::Unknown { signature: "crypto_LUKS".to_owned() }] {
+        let facts = seen(stranger(found));
+        let Step::Refuse(error) = step(wanted(), &facts) else { panic!("it was not refused") };
+        assert!(error.to_string().contains("adopt --overwrite pg") && error.word() == "not_blank", "{error}");
+        let overwrite = AdoptRequest { overwrite: true, ..wanted() };
+        assert_eq!(step(overwrite.clone(), &facts), Step::LookAtMount);
+        assert_eq!(step(overwrite.clone(), &Facts { at: Some(None), ..facts.clone() }), Step::Discard);
+        // What is mounted may be the last copy of something.
+        assert!(matches!(step(overwrite, &Facts { at: Some(Some(at(OURS))), ..facts }), Step::Refuse(_)));
+    }
+}
+
+#[test]
+fn a_volume_of_ours_goes_to_another_endpoint_only_when_a_person_says_so_and_is_never_overwritten() {
+    let ours = Facts { volume: Some(Some(volume(VolumeState::Ready))), ..Facts::default() };
+    assert_eq!(step(wanted(), &ours), Step::Done(Outcome::Adopted(AdoptAction::AlreadyThere)));
+    let other = AdoptRequest { endpoint: endpoint("rexray"), ..wanted() };
+    let Step::Refuse(error) = step(other.clone(), &ours) else { panic!("it was not refused") };
+    assert_eq!(error.word(), "not_found", "{error}");
+    assert_eq!(step(AdoptRequest { moves: true, ..other }, &ours), Step::Adopt(None));
+    let overwrite = AdoptRequest { overwrite: true, moves: true, ..wanted() };
+    assert!(matches!(step(overwrite, &ours), Step::Refuse(e) if e.word() == "exists_incompatible"));
+}
+
+#[test]
+fn only_data_alone_is_rex_ray_s_folder() {
+    for (names, inside) in [
+        (&["data"][..], Some("data")),
+        (&["data", "lost+found"], Some("data")),
+        (&["data", "x"], None),
+        (&["lost+found"], None),
+        (&[], None),
+    ] {
+        let facts =
+            Facts { attached: Some(device(true)), inside: Some(names.iter().map(|name| (*name).to_owned()).collect()), ..seen(with_fs()) };
+        assert_eq!(step(wanted(), &facts), Step::Adopt(inside.and_then(|inside| inside.parse().ok())), "{names:?}");
+    }
+}
