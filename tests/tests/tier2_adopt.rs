@@ -257,3 +257,54 @@ fn a_kill_at_any_moment_of_an_adoption_leaves_a_stranger_or_a_volume_and_the_ret
     }
     node.finish();
 }
+
+#[test]
+fn a_copy_that_somebody_uses_or_that_is_the_same_file_is_not_adopted_and_not_written_to() {
+    let mut node = Node::started();
+    node.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "size": "64M" } }));
+    sh(&format!("cd {}; cp -r --sparse=always pg used; mkdir same; ln pg/image same/image", node.pool().display()));
+    let device = sh(&format!("losetup -f --show {}", node.image("used").display()));
+    let sums = || sh(&format!("cd {}; sha256sum pg/image used/image", node.pool().display()));
+    let before = sums();
+    let said = node.cli(&["volume", "adopt", "used"]).fails(5);
+    assert!(said.contains("in use"), "{said}");
+    let said = node.cli(&["volume", "adopt", "same"]).fails(4);
+    assert!(said.contains("the same file"), "{said}");
+    assert_eq!(sums(), before);
+    sh(&format!("losetup -d {device}"));
+    node.cli(&["volume", "adopt", "used"]).ok();
+    node.finish();
+}
+
+#[test]
+fn adopting_does_not_even_replay_a_journal() {
+    let mut node = Node::started();
+    for fs in ["ext4", "xfs", "btrfs"] {
+        node.plugin_ok("VolumeDriver.Create", &json!({ "Name": fs, "Opts": { "size": "320M", "fs": fs } }));
+        let path = node.mount(fs, "h");
+        sh(&format!("echo x >{0}/x; sync -f {0}/x", path.display()));
+        // As a power cut would leave it; the original goes, so that it is no copy.
+        sh(&format!("cd {}; mkdir cut-{fs}; cp --sparse=always {fs}/image cut-{fs}/image", node.pool().display()));
+        node.unmount(fs, "h");
+        node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": fs }));
+        let cut = format!("cut-{fs}");
+        let sum = || sh(&format!("sha256sum {}", node.image(&cut).display()));
+        let before = sum();
+        node.cli(&["volume", "adopt", &cut]).ok();
+        assert_eq!(sum(), before, "{fs}");
+        assert_eq!(std::fs::read_to_string(node.mount(&cut, "h").join("x")).expect("x"), "x\n", "{fs}");
+        node.unmount(&cut, "h");
+    }
+    node.finish();
+}
+
+#[test]
+fn a_volume_of_another_endpoint_stays_there_when_no_endpoint_is_named() {
+    let mut node = Node::new();
+    node.configure("endpoints: { docker: [ { name: dunnage, driver: local }, { name: second, driver: local } ] }\n");
+    node.start();
+    node.cli(&["volume", "create", "pg", "-o", "size=64M", "--endpoint", "second"]).ok();
+    node.cli(&["volume", "adopt", "pg"]).ok();
+    assert_eq!(inspect(&node, "pg")["endpoint"], "second");
+    node.finish();
+}

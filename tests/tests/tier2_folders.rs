@@ -282,3 +282,84 @@ fn what_lies_in_the_folder_of_mounts_and_is_no_volume_of_vfs_stays_and_is_named(
     assert_eq!(std::fs::read_to_string(volumes.join("other/file")).expect("file"), "somebody's");
     node.assert_nothing_left();
 }
+
+#[test]
+fn a_folder_that_a_container_was_given_a_part_of_is_not_removed_and_nothing_of_it_is() {
+    let mut node = node();
+    create(&node, "pg", json!({ "rootPath": "data" }));
+    let path = node.mount("pg", "a");
+    let container = container(&path);
+    // The container's own view has nothing but the folder inside.
+    node.unmount("pg", "a");
+    let said = node.plugin_err("VolumeDriver.Remove", &json!({ "Name": "pg" }));
+    assert!(said.starts_with("in_use") && said.contains("sh (pid"), "{said}");
+    assert!(content(&node, "pg").join("data/log").exists());
+    end(container);
+    eventually("it can be removed", BOUND, || node.plugin("VolumeDriver.Remove", &json!({ "Name": "pg" })).0 == 200);
+    node.finish();
+}
+
+#[test]
+fn what_somebody_has_mounted_inside_of_a_folder_is_not_emptied_with_it() {
+    let mut node = node();
+    create(&node, "pg", json!({}));
+    let inside = content(&node, "pg").join("theirs");
+    let theirs = node.folder.join("theirs");
+    sh(&format!("mkdir {0} {1}; echo x >{1}/file; mount --bind {1} {0}", inside.display(), theirs.display()));
+    node.plugin_err("VolumeDriver.Remove", &json!({ "Name": "pg" }));
+    assert_eq!(std::fs::read_to_string(theirs.join("file")).expect("file"), "x\n");
+    sh(&format!("umount {}", inside.display()));
+    eventually("the removal is finished", BOUND, || {
+        node.plugin("VolumeDriver.Remove", &json!({ "Name": "pg" }));
+        !node.pool().join("pg").exists()
+    });
+    node.finish();
+}
+
+#[test]
+fn a_folder_in_a_folder_in_a_folder_is_removed_however_deep() {
+    let mut node = node();
+    create(&node, "pg", json!({}));
+    let deep = content(&node, "pg");
+    sh(&format!(
+        "cd {}; for n in $(seq 100); do mkdir -p a-folder-with-a-name-of-thirty-x; cd a-folder-with-a-name-of-thirty-x; done; echo x >file",
+        deep.display()
+    ));
+    node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": "pg" }));
+    assert!(!node.pool().join("pg").exists());
+    node.finish();
+}
+
+#[test]
+fn folders_and_images_lie_side_by_side_at_one_path_and_a_restart_tells_them_apart() {
+    let mut node = Node::new();
+    node.configure(
+        "volumes: { layout: flat }\ndrivers: { aaa: { type: local, store: folders }, local: { type: local } }\nendpoints: { docker: [ { name: dunnage, driver: aaa }, { name: images, driver: local } ] }\n",
+    );
+    node.start();
+    create(&node, "folder", json!({}));
+    node.mount("folder", "a");
+    node.endpoint = "images";
+    create(&node, "image", json!({ "size": "64M" }));
+    node.mount("image", "a");
+    for wiped in [false, true] {
+        node.kill();
+        if wiped {
+            sh(&format!("rm -r {}", node.run_dir().display()));
+        }
+        node.start();
+        for (name, driver) in [("folder", "aaa"), ("image", "local")] {
+            let text = node.cli(&["volume", "inspect", name, "--driver", driver, "-o", "json"]).ok();
+            let shown: Value = serde_json::from_str(&text).expect("json");
+            assert_eq!(shown["holders"].as_array().map(Vec::len), Some(1), "{name}, ledger wiped: {wiped}: {text}");
+            assert!(is_mounted(&node.state().join("volumes").join(name)));
+        }
+    }
+    for (name, endpoint) in [("folder", "dunnage"), ("image", "images")] {
+        node.endpoint = endpoint;
+        node.unmount(name, "a");
+        assert!(!node.state().join("volumes").join(name).exists(), "{name}");
+    }
+    node.endpoint = "dunnage";
+    node.finish();
+}

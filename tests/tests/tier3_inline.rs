@@ -71,6 +71,10 @@ fn what_stands_in_the_name_counts_above_what_stands_beside_it_and_that_above_the
     assert_eq!(path, node.mountpoint("pg"));
     assert_eq!(node.plugin_ok("VolumeDriver.Path", &json!({ "Name": "pg" }))["Mountpoint"], path.display().to_string());
     node.unmount("pg", "a");
+    // A secret in a name stands in no log.
+    node.plugin_err("VolumeDriver.Create", &json!({ "Name": "passphrase=hunter2,name=x" }));
+    node.plugin_err("VolumeDriver.Mount", &json!({ "Name": "passphrase=hunter2,name=x", "ID": "a" }));
+    assert!(!node.log().contains("hunter2"));
     node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": "size=64M,name=pg" }));
     node.finish();
 }

@@ -165,15 +165,19 @@ pub fn hand_over(places: &Places) -> Result<()> {
         let detail = "mounts lie at PATH/DRIVER/NAME, where no other service looks for them";
         return Err(Error::invalid("hand-over", detail, "let everything go instead: dunnage stop --release"));
     }
-    let mut count = dunnage_host::linux::give_back(&volumes.path)?;
+    dunnage_host::linux::give_back(&volumes.path)?;
     for driver in drivers.values() {
         if let DriverConfig::Local(LocalConfig { pool, vfs: Some(vfs), .. }) = driver {
-            for (name, was_mounted) in dunnage_driver_local::give_back(pool, &volumes.path, vfs)? {
-                count -= usize::from(was_mounted);
+            let given = dunnage_driver_local::give_back(pool, &volumes.path, vfs)?;
+            for name in &given.back {
                 println!("{name} is where REX-Ray's vfs looks for it, as a folder.");
+            }
+            for name in &given.stay {
+                println!("{name} stays in {}: REX-Ray's vfs never knew it.", pool.display());
             }
         }
     }
+    let count = dunnage_host::linux::mounted_beneath(&volumes.path)?.len();
     println!("{} is a plain folder again. What was mounted in it is mounted in it ({count} mounts).", volumes.path.display());
     Ok(())
 }

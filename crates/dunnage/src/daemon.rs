@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use crate::cli::StartArgs;
 use crate::config::{Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
 use crate::crash::CrashPoints;
-use crate::endpoints::{Endpoints, inherited, lock};
+use crate::endpoints::{self, Endpoints, inherited, lock};
 use crate::instance::Instance;
 use crate::logging::Log;
 
@@ -86,6 +86,8 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let tools = Tools::find();
     let missing = tools.missing();
     let host = dunnage_host::linux::host(helpers.clone(), tools);
+    // Before anything is moved: a service that runs still has its mounts and folders where it left them.
+    endpoints::sockets_are_free(&config, places, &inherited)?;
     take_in(&config, &host).await?;
     host.mounts.prepare(&config.volumes.path).await?;
     if !config.volumes.private_namespace {

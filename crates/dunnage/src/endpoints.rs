@@ -9,7 +9,7 @@ use dunnage_engine::Engine;
 use dunnage_frontend_admin::Choice;
 use dunnage_frontend_admin::wire::EndpointStatus;
 use dunnage_frontend_docker::{Endpoint, SharedEndpoint};
-use dunnage_frontend_unix::{Listening, SocketMode, bind, serve};
+use dunnage_frontend_unix::{Listening, SocketMode, bind, free, serve};
 use dunnage_model::{EndpointName, Error, Result};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -38,6 +38,26 @@ pub fn inherited() -> Result<HashMap<PathBuf, Listening>> {
         }
     }
     Ok(sockets)
+}
+
+fn of_endpoint(e: Error, name: &EndpointName) -> Error {
+    let next = format!("{} (endpoint {name}; --plugin-dir chooses another folder)", e.next);
+    Error { next, ..e }
+}
+
+fn socket(plugin_dir: &Path, name: &EndpointName) -> PathBuf {
+    plugin_dir.join(format!("{name}.sock"))
+}
+
+/// Refuses to start where another service answers on one of the endpoints' sockets.
+pub fn sockets_are_free(config: &Config, places: &Places, inherited: &HashMap<PathBuf, Listening>) -> Result<()> {
+    for endpoint in &config.docker {
+        let socket = socket(&places.plugin_dir, &endpoint.name);
+        if !inherited.contains_key(&socket) {
+            free(&socket).map_err(|e| of_endpoint(e, &endpoint.name))?;
+        }
+    }
+    Ok(())
 }
 
 struct Served {
@@ -113,17 +133,14 @@ impl Endpoints {
     }
 
     fn socket(&self, name: &EndpointName) -> PathBuf {
-        self.plugin_dir.join(format!("{name}.sock"))
+        socket(&self.plugin_dir, name)
     }
 
     fn begin(&mut self, endpoint: Endpoint) -> Result<()> {
         let socket = self.socket(&endpoint.name);
         let listening = match self.inherited.remove(&socket) {
             Some(listening) => listening,
-            None => bind(&socket, SocketMode::Owner).map_err(|e| {
-                let next = format!("{} (endpoint {}; --plugin-dir chooses another folder)", e.next, endpoint.name);
-                Error { next, ..e }
-            })?,
+            None => bind(&socket, SocketMode::Owner).map_err(|e| of_endpoint(e, &endpoint.name))?,
         };
         tracing::info!(endpoint = %endpoint.name, driver = %endpoint.driver, socket = %socket.display(), "listens");
         let (stop, stopped) = watch::channel(false);

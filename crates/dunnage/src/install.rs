@@ -244,7 +244,10 @@ pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<
         }
         refuse_while_held(places)?;
         // Our folder for mounts, which is empty now. It is nobody's but ours, and not there if we never ran.
-        let _ = rustix::mount::unmount(volumes(places), rustix::mount::UnmountFlags::NOFOLLOW);
+        let folder = volumes(places);
+        if dunnage_host::linux::is_ours(&folder)? {
+            let _ = rustix::mount::unmount(&folder, rustix::mount::UnmountFlags::NOFOLLOW);
+        }
     }
     let plan = Plan::new(args)?;
     let ours = |link: &PathBuf| fs::read_link(plan.at(link)).is_ok_and(|target| target == Path::new("dunnage"));
@@ -289,10 +292,7 @@ pub fn rexray_config(args: &InstallArgs) -> Result<()> {
 
 /// Volumes that are mounted need the daemon to be let go.
 fn refuse_while_held(places: &Places) -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os("cannot read the table of mounts", &e))?;
-    let folder = format!("{}/", volumes(places).display());
-    let held: Vec<String> =
-        mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter_map(|path| path.strip_prefix(&folder)).map(str::to_owned).collect();
+    let held: Vec<String> = dunnage_host::linux::mounted_beneath(&volumes(places))?.iter().map(|path| path.display().to_string()).collect();
     if !held.is_empty() {
         let next = "stop what uses them, or run 'dunnage stop --release'";
         return Err(Error::in_use(held, HERE, "volumes are mounted", next));

@@ -162,7 +162,7 @@ impl Work<'_> {
                 facts.committed = true;
             }
             Step::Unmount(device) => facts.unmounted = Some(host.mounts.unmount(&target, *device).await?),
-            Step::WhoUses(device) => facts.users = Some(host.mounts.users(*device).await?),
+            Step::WhoUses(device) => facts.users = Some(host.mounts.users(*device, &target.path()).await?),
             Step::Detach(device) => facts.detached = Some(self.driver.detach(name, *device).await?),
             Step::Release => {
                 let mut state = lock(&self.lane.state);

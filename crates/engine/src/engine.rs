@@ -136,6 +136,8 @@ pub(crate) struct Inner {
     pub changes: AtomicU64,
     /// What has to be done without anybody asking, and could not be: tried again by every sweep.
     pub owed: Mutex<BTreeMap<(VolumeId, &'static str), Goal>>,
+    /// Held while nameless holders are looked at.
+    pub releasing: Arc<tokio::sync::Mutex<()>>,
     /// Holders whose container is gone.
     pub missed: Mutex<BTreeMap<(VolumeId, HolderKey), crate::witness::Missed>>,
     /// What was learned of single volumes since the list that is being read was begun.
@@ -163,11 +165,16 @@ impl Engine {
         Target { root: self.0.settings.volumes.clone(), relative: self.0.settings.layout.place(volume), medium }
     }
 
-    /// Where its holders find it: the folder inside that it is to show, or its root.
-    pub(crate) fn path_of(&self, volume: &VolumeId) -> PathBuf {
-        self.shown_at(volume, self.known(volume).as_deref())
+    /// What those were told who have it mounted already.
+    fn told_others(&self, volume: &VolumeId) -> Option<PathBuf> {
+        let lane = crate::view::read(&self.0.lanes).get(volume).cloned()?;
+        let state = lock(&lane.state);
+        let told = |holder: &&Holder| holder.wants_mount() && holder.key.caller.kind != CallerKind::Unknown && holder.count > 0;
+        let holder = state.entry.staged.and_then(|_| state.entry.holders.iter().find(told))?;
+        Some(PathBuf::from(&holder.target))
     }
 
+    /// Where its holders find it: the folder inside that it is to show, or its root.
     pub(crate) fn shown_at(&self, volume: &VolumeId, info: Option<&VolumeInfo>) -> PathBuf {
         let path = self.target(volume).path();
         info.and_then(|info| info.spec.root_path.as_ref()).map_or(path.clone(), |inside| path.join(inside.as_str()))
@@ -274,11 +281,18 @@ impl Engine {
     /// Makes sure that the volume is mounted on this node, and publishes it to a caller at that place.
     pub async fn mount(&self, call: &Call, volume: &VolumeId, key: HolderKey) -> Result<Mounted> {
         self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
-        let path = self.path_of(volume);
+        // Where it is shown depends on what it is: the others who hold it were told; else it is asked for, and never taken for one
+        // without a folder inside.
+        let path = match self.told_others(volume) {
+            Some(path) => path,
+            None => self.shown_at(volume, Some(&self.get(volume).await.map_err(|e| e.during(&call.operation))?.info)),
+        };
         // The claim is there before the work begins: whoever unmounts meanwhile sees it.
         let claim = self.publish(volume, key, &path.display().to_string());
         let action = self.stage(call, volume).await?;
         claim.record().map_err(|e| e.of(&volume.name).during(&call.operation))?;
+        // It may have become another one before its turn came.
+        let path = self.known(volume).map_or(path, |info| self.shown_at(volume, Some(&info)));
         Ok(Mounted { path, action, claim })
     }
 
@@ -397,7 +411,7 @@ impl Engine {
             state.entry.staged.filter(|_| adopted).map(|staged| staged.device)
         };
         match device {
-            Some(device) => Ok(self.0.settings.host.mounts.users(device).await?.is_empty()),
+            Some(device) => Ok(self.0.settings.host.mounts.users(device, &self.target(volume).path()).await?.is_empty()),
             None => Ok(false),
         }
     }

@@ -459,10 +459,6 @@ fn unstage(f: &Facts) -> Step {
             Some(Unmounted::Done | Unmounted::NotThere) => {}
         }
     }
-    if gone {
-        // Nothing mounted, no volume: nothing of it can be attached.
-        return if f.released { Step::Done(Outcome::Unstaged(ReleaseAction::NotThere)) } else { Step::Release };
-    }
     if f.attachers > 0 {
         // Somebody wants the device; nobody the mount.
         let nothing = at.is_none() && f.staged.is_none() && !f.intended;
@@ -544,9 +540,13 @@ fn damaged(info: &VolumeInfo) -> Error {
 
 /// The error for a volume that the platform does not have, and that is mounted.
 pub(crate) fn last_copy(device: DeviceNumber) -> Error {
+    let rescue = match device.folder {
+        None => format!("cp --sparse=always /dev/loop{} /a/safe/place", device.minor),
+        Some(_) => "cp -a from where it is mounted to a safe place".to_owned(),
+    };
     Error::unavailable(
         "its data is gone from the platform, and what is mounted is the last copy: it is not unmounted",
-        format!("rescue it first: cp --sparse=always /dev/loop{} /a/safe/place", device.minor),
+        format!("rescue it first: {rescue}"),
     )
 }
 

@@ -46,12 +46,16 @@ impl Engine {
         }
         let mut mounted: BTreeMap<PathBuf, MountEntry> = table.into_iter().map(|line| (line.relative.clone(), line)).collect();
         for line in mounted.values_mut() {
-            // The table does not tell which folder is mounted; the mount itself does.
+            // The table does not tell which folder is mounted; the mount itself does. What the ledger has says whether it is one,
+            // whatever became of its driver.
+            let written = loaded.entries.iter().find(|entry| settings.layout.place(&entry.volume) == line.relative);
             let volume = settings.layout.volume(&line.relative, |name| owner(&settings, name, line.device));
-            let medium = volume
-                .and_then(|volume| settings.drivers.iter().find(|driver| *driver.name() == volume.driver))
-                .map(|driver| driver.medium());
-            if medium == Some(Medium::Folder) {
+            let driver = volume.and_then(|volume| settings.drivers.iter().find(|driver| *driver.name() == volume.driver));
+            let is_folder = match written.and_then(|entry| entry.staged) {
+                Some(staged) => staged.device.folder.is_some(),
+                None => driver.is_some_and(|driver| driver.medium() == Medium::Folder),
+            };
+            if is_folder {
                 let target = Target { root: settings.volumes.clone(), relative: line.relative.clone(), medium: Medium::Folder };
                 line.device = settings.host.mounts.at(&target).await?.map_or(line.device, |there| there.device);
             }
@@ -91,6 +95,7 @@ impl Engine {
             listing: Mutex::default(),
             owed: Mutex::default(),
             missed: Mutex::default(),
+            releasing: Arc::default(),
             touched: Mutex::default(),
             changes: AtomicU64::new(0),
         }));
@@ -205,13 +210,19 @@ impl Engine {
             .filter(|(_, lane)| lock(&lane.state).entry.is_to_be_released())
             .map(|(volume, _)| volume.clone())
             .collect();
-        for volume in nameless {
+        // One look at all processes at a time.
+        if !nameless.is_empty()
+            && let Ok(turn) = self.0.releasing.clone().try_lock_owned()
+        {
             let engine = self.clone();
             tokio::spawn(async move {
-                match engine.release_unknown(&volume).await {
-                    Ok(true) => engine.owe(volume, Goal::Unstage),
-                    Ok(false) => {}
-                    Err(e) => tracing::warn!(%volume, "nobody can say who uses it: {e}"),
+                let _turn = turn;
+                for volume in nameless {
+                    match engine.release_unknown(&volume).await {
+                        Ok(true) => engine.owe(volume, Goal::Unstage),
+                        Ok(false) => {}
+                        Err(e) => tracing::warn!(%volume, "nobody can say who uses it: {e}"),
+                    }
                 }
             });
         }
@@ -231,7 +242,9 @@ impl Engine {
 /// Whose volume is mounted, where only its name is known: the driver's whose device it is by the kernel's word; else the first.
 fn owner(settings: &Settings, name: &VolumeName, device: DeviceNumber) -> Option<DriverName> {
     let has = settings.drivers.iter().find(|driver| driver.has_in_place(name, device));
-    let first = has.or(settings.drivers.first()).map(|driver| driver.name());
+    // A folder's driver cannot say so without asking a disk. What is mounted of one is on a disk that is no loop (major 7).
+    let of_folders = settings.drivers.iter().find(|driver| driver.medium() == Medium::Folder && device.major != 7);
+    let first = has.or(of_folders).or(settings.drivers.first()).map(|driver| driver.name());
     first.or(settings.unavailable.keys().next()).cloned()
 }
 

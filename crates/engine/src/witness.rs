@@ -198,8 +198,10 @@ impl Engine {
             let state = lock(&lane.state);
             (state.entry.holders.clone(), state.entry.staged.map(|staged| staged.device))
         };
-        if let (true, Some(device)) = (seen.len() == 1, device) {
-            let users = self.0.settings.host.mounts.users(device).await?;
+        // Who wants the device alone keeps no mount.
+        let last = holder.wants_mount() && seen.iter().filter(|one| one.wants_mount()).count() == 1;
+        if let (true, Some(device)) = (last, device) {
+            let users = self.0.settings.host.mounts.users(device, &self.target(volume).path()).await?;
             if !users.is_empty() {
                 let who = users.iter().map(ToString::to_string).collect();
                 let next = "end them, then let go of it";

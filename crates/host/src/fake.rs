@@ -243,7 +243,7 @@ impl Mounts for FakeHost {
         Ok(Space { total: Bytes::gib(1), used: Bytes::mib(1), available: Bytes::mib(1023) })
     }
 
-    async fn users(&self, device: DeviceNumber) -> Result<Vec<Process>> {
+    async fn users(&self, device: DeviceNumber, _at: &Path) -> Result<Vec<Process>> {
         self.enter("users", device).await?;
         let state = self.lock();
         let mut users = Vec::new();

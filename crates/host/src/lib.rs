@@ -42,8 +42,9 @@ pub trait Mounts: Send + Sync {
     /// What the filesystem mounted at a target says of its space.
     async fn space(&self, target: &Target) -> Result<Space>;
 
-    /// The processes that keep a device's filesystem busy, or hold a copy of its mount in another namespace.
-    async fn users(&self, device: DeviceNumber) -> Result<Vec<Process>>;
+    /// The processes that keep a device's filesystem busy, or hold a copy of its mount in another namespace. `at` is where it is
+    /// mounted here; of a folder, that or the folder itself: by it the folder is known in others' tables.
+    async fn users(&self, device: DeviceNumber, at: &Path) -> Result<Vec<Process>>;
 }
 
 /// Files as block devices.

@@ -23,7 +23,7 @@ use crate::{
 };
 
 pub use mounts::{folder_number, space_at};
-pub use prepare::give_back;
+pub use prepare::{give_back, is_ours, mounted_beneath};
 pub use sys::{file_id, free_of_others, lock_folder, open_beneath, unread_by_peer};
 pub use tools::{Tools, probe_file};
 
@@ -43,6 +43,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<tools::ProbeTask>()
         .with::<tools::Dress>()
         .with::<tools::DressFolder>()
+        .with::<tools::Alone>()
         .with::<tools::Settle>()
         .with::<tools::LookInside>()
 }
@@ -79,8 +80,8 @@ impl Mounts for Linux {
     async fn space(&self, target: &Target) -> Result<Space> {
         run(&*self.runner, &mounts::SpaceOf { target: target.clone() }).await
     }
-    async fn users(&self, device: DeviceNumber) -> Result<Vec<Process>> {
-        run(&*self.runner, &users::Users { device }).await
+    async fn users(&self, device: DeviceNumber, at: &Path) -> Result<Vec<Process>> {
+        run(&*self.runner, &users::Users { device, at: at.to_owned() }).await
     }
 }
 

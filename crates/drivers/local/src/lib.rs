@@ -22,7 +22,7 @@ use dunnage_model::{
 use uuid::Uuid;
 
 pub use pool::{IMAGE, Limits, Store};
-pub use vfs::give_back;
+pub use vfs::{Given, give_back};
 
 /// The tasks that helpers must know for this driver.
 pub fn tasks(registry: Registry) -> Registry {
@@ -97,8 +97,8 @@ impl Local {
     /// Removes a volume that is a folder, if no process has it mounted in whatever namespace.
     async fn remove_folder(&self, name: &VolumeName) -> Result<RemoveAction> {
         let path = self.pool.join(name.as_str()).join(self.store.content());
-        if let Ok(number) = self.run(pool::Number { path }).await {
-            let users = self.host.mounts.users(number).await?;
+        if let Ok(number) = self.run(pool::Number { path: path.clone() }).await {
+            let users = self.host.mounts.users(number, &path).await?;
             if !users.is_empty() {
                 let kind = Kind::InUse { holders: users.iter().map(ToString::to_string).collect(), node: HERE.to_owned() };
                 return Err(Error::new(kind, "processes have it mounted still", "end them, then try again").of(name));
@@ -276,7 +276,7 @@ impl Provision for Local {
             outcome => outcome.map_err(|e| e.of(name))?,
         };
         if let Some(attached) = found {
-            let users = self.host.mounts.users(attached.number).await?;
+            let users = self.host.mounts.users(attached.number, &attached.path).await?;
             let who = users.iter().map(ToString::to_string).chain([attached.path.display().to_string()]).collect();
             let kind = Kind::InUse { holders: who, node: HERE.to_owned() };
             return Err(Error::new(kind, "its image is attached still", "end what uses it, then try again").of(name));

@@ -2,6 +2,7 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -417,8 +418,7 @@ fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -
         let content = folder.join(content);
         let removed = match store {
             Store::Images => std::fs::remove_file(content),
-            // No link is followed, and no other filesystem's mount is gone into: one that is there makes it fail (EBUSY).
-            Store::Folders => std::fs::remove_dir_all(content),
+            Store::Folders => remove_tree(&content),
         };
         match removed {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
@@ -437,6 +437,54 @@ fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -
     }
     sync_folder(pool).map_err(os(what))?;
     Ok(RemoveAction::Removed)
+}
+
+/// Removes a folder and all that is in it. No link is followed, and no mount is gone into: what somebody has mounted inside is
+/// theirs, and makes it fail.
+fn remove_tree(folder: &Path) -> std::io::Result<()> {
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat2, unlinkat};
+    let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let top = rustix::fs::open(folder, open, Mode::empty())?;
+    // The way down to where it is at; a folder is opened anew from the top, so that depth costs no descriptors.
+    let mut way: Vec<PathBuf> = Vec::new();
+    loop {
+        let here = openat2(&top, way.last().map_or(Path::new("."), PathBuf::as_path), open, Mode::empty(), within)?;
+        let mut below = None;
+        for entry in rustix::fs::Dir::read_from(&here)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            match unlinkat(&here, name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(rustix::io::Errno::ISDIR) => {
+                    below = Some(Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())).to_owned());
+                    break;
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        match (below, way.last().cloned()) {
+            (Some(name), up) => {
+                let down = up.map_or_else(|| name.clone(), |path| path.join(&name));
+                if down.as_os_str().len() < 2048 {
+                    way.push(down);
+                } else {
+                    // Too deep for one path: it goes on at the top.
+                    let anew = PathBuf::from(format!(".removing-{}", Uuid::new_v4()));
+                    rustix::fs::renameat(&top, &down, &top, &anew)?;
+                    way = vec![anew];
+                }
+            }
+            (None, Some(empty)) => {
+                unlinkat(&top, &empty, AtFlags::REMOVEDIR)?;
+                way.pop();
+            }
+            (None, None) => return Ok(unlinkat(CWD, folder, AtFlags::REMOVEDIR)?),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -15,7 +15,7 @@ use dunnage_model::{Error, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::{Store, os};
-use crate::record::{VolumeRecord, sync_folder};
+use crate::record::{Phase, VolumeRecord, sync_folder};
 
 /// The names of its volumes; those that no volume of ours can have are passed over.
 fn names(vfs: &Path) -> Result<Vec<VolumeName>> {
@@ -64,6 +64,13 @@ impl Task for TakeIn {
             if !plain || to.exists() {
                 continue;
             }
+            // What is half made or half removed there has nothing in it; its record would have this removed.
+            match VolumeRecord::read(&folder)? {
+                Some(record) if record.removing || !matches!(record.storage, Phase::Formatted { .. }) => {
+                    VolumeRecord::erase(&folder).map_err(os(&what))?;
+                }
+                _ => {}
+            }
             DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(os(&what))?;
             crash::pass(format_args!("helper/local.take-in/folder"));
             std::fs::rename(&from, &to).map_err(|e| match e.kind() {
@@ -90,19 +97,30 @@ fn is_mounted(path: &Path) -> bool {
     statx(CWD, path, flags, StatxFlags::empty()).is_ok_and(|stat| stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
-/// Puts the folders back to where the old service looks for them; says which, and whether it was mounted there. `mounts` is a
-/// plain folder again.
-pub fn give_back(pool: &Path, mounts: &Path, vfs: &Path) -> Result<Vec<(VolumeName, bool)>> {
-    let mut given = Vec::new();
-    for name in names(vfs)? {
+/// What became of the folders.
+#[derive(Debug, Default)]
+pub struct Given {
+    /// They are where the old service looks for them.
+    pub back: Vec<VolumeName>,
+    /// The old service never knew them.
+    pub stay: Vec<VolumeName>,
+}
+
+/// Puts the folders back to where the old service looks for them. `mounts` is a plain folder again.
+pub fn give_back(pool: &Path, mounts: &Path, vfs: &Path) -> Result<Given> {
+    let mut given = Given::default();
+    let known = names(vfs)?;
+    let entries = std::fs::read_dir(pool).map_err(os(format_args!("cannot list {}", pool.display())))?;
+    let ours = entries.flatten().filter(|entry| entry.path().join(Store::Folders.content()).is_dir());
+    given.stay = ours.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(|name| !known.contains(name)).collect();
+    for name in known {
         let (folder, to) = (pool.join(name.as_str()), mounts.join(name.as_str()));
         let from = folder.join(Store::Folders.content());
         let what = format!("cannot put {} back to {}", from.display(), to.display());
         if !from.is_dir() {
             continue;
         }
-        let was_mounted = is_mounted(&to);
-        if was_mounted {
+        if is_mounted(&to) {
             // Our mount of that very folder; containers have mounts of their own.
             let flags = rustix::mount::UnmountFlags::DETACH | rustix::mount::UnmountFlags::NOFOLLOW;
             rustix::mount::unmount(&to, flags).map_err(|e| Error::os(&what, &e.into()))?;
@@ -117,7 +135,7 @@ pub fn give_back(pool: &Path, mounts: &Path, vfs: &Path) -> Result<Vec<(VolumeNa
         for folder in [mounts, pool] {
             sync_folder(folder).map_err(os(&what))?;
         }
-        given.push((name, was_mounted));
+        given.back.push(name);
     }
     Ok(given)
 }

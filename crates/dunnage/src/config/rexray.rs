@@ -9,6 +9,7 @@ mod keys;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -123,17 +124,18 @@ pub(super) fn read(root: &Node, environment: &dyn Fn(&str) -> Option<String>, pl
     config.volumes.hints = HintPolicy::Warn;
     config.volumes.adopt = Adopt::WhenNamed;
     config.volumes.defaults = PartialSpec { size: Some(Bytes::gib(16)), fs: Some(FsKind::Ext4), ..PartialSpec::default() };
-    let mut reader = Reader { flat: &flat, places, lib: home.lib, config, flaws, notes: BTreeMap::new() };
+    let mut reader = Reader { flat: &flat, places, lib: home.lib, config, flaws, notes: BTreeMap::new(), used: RefCell::default() };
     reader.remote();
     reader.services();
     reader.mounts();
     reader.endpoints();
-    let notes = reader.notes;
-    config.told = flat.items().map(|item| told(item, notes.get(&item.path))).collect();
+    let (notes, used) = (reader.notes, reader.used.into_inner());
+    config.told = flat.items().map(|item| told(item, notes.get(&item.path), used.contains(&item.path))).collect();
 }
 
-/// What becomes of an item; `note` is what is to be said of just this one.
-fn told(item: &Item, note: Option<&(Fate, String)>) -> Told {
+/// What becomes of an item; `note` is what is to be said of just this one. What the table has a use for and nobody has read comes
+/// to nothing.
+fn told(item: &Item, note: Option<&(Fate, String)>, used: bool) -> Told {
     let place = item.at.map_or("environment".to_owned(), |at| format!("line {}", at.line));
     let (key, fate, what) = keys::find(&item.path).unwrap_or_else(|| {
         let known: Vec<String> = keys::all().collect();
@@ -145,8 +147,16 @@ fn told(item: &Item, note: Option<&(Fate, String)>) -> Told {
     });
     // A key in a section is told of by its whole path.
     let key = if key.len() < item.shown.len() { item.shown.clone() } else { key };
-    let value = if keys::is_secret(&item.path) { "***".to_owned() } else { item.values.join(" ") };
-    let (fate, what) = note.cloned().unwrap_or((fate, what));
+    // What nobody knows may be a secret with a slip in its name.
+    let hidden = fate == Fate::Unknown || keys::is_secret(&item.path);
+    let value = if hidden { "***".to_owned() } else { item.values.join(" ") };
+    let (fate, what) = match (note, fate) {
+        (Some(note), _) => note.clone(),
+        (None, Fate::Mapped | Fate::Tightened) if !used => {
+            (Fate::Ignored, "another key stands above it, or nothing looks for it in this place".to_owned())
+        }
+        (None, fate) => (fate, what),
+    };
     Told { key, value, place, fate, what }
 }
 
@@ -164,20 +174,25 @@ struct Reader<'a> {
     flaws: &'a mut Flaws,
     /// What is to be told of single keys instead of what the table says.
     notes: BTreeMap<String, (Fate, String)>,
+    /// The items that something came of.
+    used: RefCell<BTreeSet<String>>,
 }
 
 /// Where a key is looked for: the prefixes before it, the nearest first.
 type Scopes = Vec<String>;
 
 impl<'a> Reader<'a> {
-    /// The first item that has one of the names, in the nearest scope; an empty value is none.
+    /// The item of the first of the names (later ones are older names for the same), in the nearest scope; an empty value is none.
     fn get(&self, scopes: &Scopes, names: &[&str]) -> Option<&'a Item> {
         let flat = self.flat;
-        let found = scopes.iter().flat_map(|scope| {
-            let names = names.iter().map(|name| name.to_ascii_lowercase());
-            names.flat_map(move |name| [format!("{scope}{name}"), format!("{scope}libstorage.{name}")])
-        });
-        found.filter_map(|path| flat.get(&path)).find(|item| !item.values.is_empty() && item.values.iter().any(|value| !value.is_empty()))
+        let found = names
+            .iter()
+            .map(|name| name.to_ascii_lowercase())
+            .flat_map(|name| scopes.iter().flat_map(move |scope| [format!("{scope}{name}"), format!("{scope}libstorage.{name}")]));
+        let mut found = found.filter_map(|path| flat.get(&path));
+        let found = found.find(|item| item.values.iter().any(|value| !value.is_empty()));
+        self.used.borrow_mut().extend(found.map(|item| item.path.clone()));
+        found
     }
 
     fn flaw(&mut self, item: &Item, what: impl AsRef<str>, next: impl AsRef<str>) {

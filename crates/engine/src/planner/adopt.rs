@@ -1,7 +1,7 @@
 //! Taking what somebody else has made: looked at first, never written to, but for the UUID of a copy.
 
 use dunnage_driver::{Adoption, Stranger};
-use dunnage_host::Probe;
+use dunnage_host::{Detached, Probe};
 use dunnage_model::{AdoptAction, EndpointName, Error, Kind, RootPath, VolumeInfo, VolumeState};
 
 use super::{Facts, Outcome, Step, damaged, describe};
@@ -23,9 +23,13 @@ pub(super) fn adopt(wanted: &AdoptRequest, f: &Facts) -> Step {
     // Attached only to be looked into.
     let attached = f.attached.as_ref().filter(|attached| !attached.found && f.detached.is_none());
     if let Some(error) = &f.failure {
+        // What is left attached stays written down, for a sweep.
+        let written = f.recorded && !f.released && f.staged.is_none() && f.detached != Some(Detached::Lingering);
         return match attached {
-            Some(attached) if !f.undo_failed => Step::Detach(Some(attached.number)),
-            _ => Step::Refuse(error.clone()),
+            _ if f.undo_failed => Step::Refuse(error.clone()),
+            Some(attached) => Step::Detach(Some(attached.number)),
+            None if written => Step::Release,
+            None => Step::Refuse(error.clone()),
         };
     }
     let volume = match &f.volume {
@@ -57,11 +61,15 @@ pub(super) fn adopt(wanted: &AdoptRequest, f: &Facts) -> Step {
     }
     let root_path = match (&wanted.root_path, &f.inside) {
         (Some(path), _) => Some(path.clone()),
+        (None, None) if !f.recorded => return Step::Record,
         (None, None) => return if f.attached.is_none() { Step::Attach } else { Step::LookInside(known.fs) },
         (None, Some(names)) => detected(names),
     };
     if let Some(attached) = attached {
         return Step::Detach(Some(attached.number));
+    }
+    if f.recorded && !f.released && f.staged.is_none() && f.detached != Some(Detached::Lingering) {
+        return Step::Release;
     }
     Step::Adopt(root_path.filter(|path| !path.is_root()))
 }

@@ -260,8 +260,12 @@ async fn adopt(State(admin): Shared, headers: HeaderMap, Path(name): Path<String
             (None, None) => admin.who_has(&call, &named).await?,
             (driver, _) => driver.clone(),
         };
-        let choice = admin.choose(driver.as_deref(), body.endpoint.as_deref())?;
+        let mut choice = admin.choose(driver.as_deref(), body.endpoint.as_deref())?;
         let volume = VolumeId { driver: choice.driver.clone(), name: named };
+        if let (None, Ok(view)) = (&body.endpoint, admin.engine.get(&volume).await) {
+            // One of ours goes to another endpoint only where that is named.
+            choice.endpoint = view.info.endpoint.clone();
+        }
         let root_path = body.root_path.as_deref().map(str::parse).transpose()?;
         let request = AdoptRequest { endpoint: choice.endpoint.clone(), root_path, moves: true, overwrite: body.overwrite };
         let size = match body.overwrite {

@@ -35,6 +35,8 @@ const SHORT: Duration = Duration::from_secs(55);
 
 /// A volume that is first named is looked at, and its filesystem too, before anything is answered.
 const ADOPTION: Duration = Duration::from_secs(30);
+/// But a read waits no longer than reads do (law 7); the adoption goes on.
+const READ: Duration = Duration::from_secs(2);
 
 /// One endpoint: what a scheduler sees under one driver name.
 #[derive(Debug, Clone)]
@@ -100,7 +102,9 @@ fn answer(outcome: Result<Answer>) -> Response {
 impl Frontend {
     fn call(&self, what: &str, name: &str, patience: Duration) -> Call {
         let operation = self.engine.operation();
-        tracing::info!(%operation, endpoint = %self.endpoint.name, call = what, volume = name, "asked");
+        // A name may have options in it, and those a secret.
+        let volume = parse_name(name).map_or_else(|_| "(none)".to_owned(), |asked| asked.name.to_string());
+        tracing::info!(%operation, endpoint = %self.endpoint.name, call = what, volume, "asked");
         Call { operation, patience }
     }
 
@@ -123,11 +127,11 @@ impl Frontend {
 
     /// The volume, if it is this endpoint's to show. One of another endpoint is not found here, and the answer says
     /// where it is.
-    async fn owned(&self, volume: &VolumeId) -> Result<VolumeView> {
+    async fn owned(&self, volume: &VolumeId, patience: Duration) -> Result<VolumeView> {
         let view = match self.engine.get(volume).await {
             // Of what is not ours the platform is asked, and what it has is taken, where the configuration says so.
             Err(absent) if self.endpoint.adopts && absent.word() == "not_found" => {
-                let call = Call { operation: self.engine.operation(), patience: ADOPTION };
+                let call = Call { operation: self.engine.operation(), patience };
                 let request = AdoptRequest { endpoint: self.endpoint.name.clone(), root_path: None, moves: false, overwrite: false };
                 match self.engine.adopt(&call, volume, request).await {
                     Ok(_) => self.engine.get(volume).await?,
@@ -192,7 +196,7 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
         let volume = frontend.id(name);
         if !frontend.endpoint.creates {
             // What is there already may be "created" again, as dockerd does before each use of a name.
-            return match frontend.owned(&volume).await {
+            return match frontend.owned(&volume, ADOPTION).await {
                 Ok(_) => Ok(Answer::Done),
                 Err(_) => {
                     let detail = format!("endpoint {} makes no volumes (create: explicit)", frontend.endpoint.name);
@@ -202,7 +206,7 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
             };
         }
         if frontend.endpoint.adopts
-            && let Err(e) = frontend.owned(&volume).await
+            && let Err(e) = frontend.owned(&volume, ADOPTION).await
             && e.word() != "not_found"
         {
             return Err(e);
@@ -225,7 +229,7 @@ async fn remove(frontend: Frontend, request: Request<Body>) -> Response {
         let body: NameBody = read_json(request).await?;
         let call = frontend.call("Remove", &body.name, SHORT);
         let volume = frontend.volume(&body.name)?;
-        frontend.owned(&volume).await?;
+        frontend.owned(&volume, ADOPTION).await?;
         if !frontend.endpoint.removes {
             let detail = format!("endpoint {} removes no volumes (remove: refuse)", frontend.endpoint.name);
             let next = format!("remove it with 'dunnage volume rm {}'", volume.name);
@@ -245,7 +249,7 @@ async fn mount(frontend: Frontend, ConnectInfo(connection): ConnectInfo<Connecti
         let call = frontend.call("Mount", &body.name, LONG);
         let volume = frontend.volume(&body.name)?;
         let holder = frontend.holder(body.id)?;
-        frontend.owned(&volume).await?;
+        frontend.owned(&volume, ADOPTION).await?;
         let mounted = frontend.engine.mount(&call, &volume, holder).await?;
         let claim = mounted.claim;
         connection.when_read(move || claim.delivered());
@@ -272,7 +276,7 @@ async fn unmount(frontend: Frontend, request: Request<Body>) -> Response {
 async fn path(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
-        let view = frontend.owned(&frontend.volume(&body.name)?).await?;
+        let view = frontend.owned(&frontend.volume(&body.name)?, READ).await?;
         Ok(Answer::Mountpoint(frontend.engine.path(&view).await?.unwrap_or_default()))
     };
     answer(work.await)
@@ -281,7 +285,7 @@ async fn path(frontend: Frontend, request: Request<Body>) -> Response {
 async fn get(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
-        let view = frontend.owned(&frontend.volume(&body.name)?).await?;
+        let view = frontend.owned(&frontend.volume(&body.name)?, READ).await?;
         written(&json!({ "Volume": frontend.show(&view, Some(&body.name)), "Err": "" }))
     };
     answer(work.await)

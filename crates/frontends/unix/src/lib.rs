@@ -5,7 +5,7 @@ mod client;
 mod listen;
 
 pub use client::{Answer, Client, exchange};
-pub use listen::{Connection, Listening, SocketMode, bind, serve};
+pub use listen::{Connection, Listening, SocketMode, bind, free, serve};
 
 use axum::body::{Body, Bytes};
 use axum::extract::FromRequest;

@@ -61,14 +61,7 @@ pub fn bind(path: &Path, mode: SocketMode) -> Result<Listening> {
         let detail = format!("{} is there and is no socket", path.display());
         return Err(Error::new(Kind::ExistsIncompatible, detail, "move it away"));
     }
-    if StdStream::connect(path).is_ok() {
-        return Err(Error::in_use(
-            vec![path.display().to_string()],
-            HERE,
-            "something answers on this socket",
-            "stop it, or give this endpoint another name",
-        ));
-    }
+    free(path)?;
     // Made beside it and moved into place: there is no moment without a socket, and none with the wrong mode.
     let fresh = path.with_extension(format!("new-{}", std::process::id()));
     let _ = std::fs::remove_file(&fresh);
@@ -86,6 +79,15 @@ pub fn bind(path: &Path, mode: SocketMode) -> Result<Listening> {
     };
     place().map_err(|e| failed("place", &e))?;
     Ok(Listening { listener, path: Some(path.to_owned()) })
+}
+
+/// Refuses a socket on which somebody answers.
+pub fn free(path: &Path) -> Result<()> {
+    if StdStream::connect(path).is_err() {
+        return Ok(());
+    }
+    let who = vec![path.display().to_string()];
+    Err(Error::in_use(who, HERE, "something answers on this socket", "stop it, or give this endpoint another name"))
 }
 
 /// Serves until `stop` becomes true; requests that are under way are then finished.

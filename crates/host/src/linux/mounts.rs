@@ -173,8 +173,11 @@ impl Task for Mount {
 
 /// The number of a folder, without waiting for its filesystem where that can be helped.
 pub fn folder_number(path: &Path) -> Option<DeviceNumber> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-    let stat = rustix::fs::statx(CWD, path, flags, StatxFlags::INO).ok()?;
+    number_of(CWD, path, AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT)
+}
+
+fn number_of(at: BorrowedFd<'_>, path: &Path, flags: AtFlags) -> Option<DeviceNumber> {
+    let stat = rustix::fs::statx(at, path, flags | AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
     Some(DeviceNumber::folder(stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
 }
 
@@ -198,9 +201,11 @@ pub fn folder_attributes(options: &MountOptions) -> Result<MountAttrFlags> {
 fn mount_folder(request: &MountRequest) -> Result<Tried> {
     let MountRequest { device: folder, number, target, mode, options, root_path, .. } = request;
     let what = format!("cannot mount {} at {}", folder.display(), target.path().display());
-    let open = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let held = rustix::fs::openat(CWD, folder, open, Mode::empty()).map_err(refused(&what))?;
-    let now = folder_number(folder);
+    // Another helper may be at it, of a daemon that died while it hung.
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).map_err(refused(&what))?;
+    let now = number_of(held.as_fd(), Path::new(""), AtFlags::EMPTY_PATH);
     if now != Some(*number) {
         return Err(Error::internal(format!("{what}: it is {now:?} now, and was {number}")));
     }
@@ -277,6 +282,13 @@ pub fn mount_nowhere_readonly(fs: FsKind, device: &Path, what: &str) -> Result<O
         let context = rustix::mount::fsopen(fs.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
         if readonly {
             rustix::mount::fsconfig_set_flag(context.as_fd(), "ro")?;
+            // Nothing is written, a dirty journal's replay included.
+            match fs {
+                FsKind::Ext4 => rustix::mount::fsconfig_set_flag(context.as_fd(), "noload")?,
+                FsKind::Xfs => rustix::mount::fsconfig_set_flag(context.as_fd(), "norecovery")?,
+                FsKind::Btrfs => rustix::mount::fsconfig_set_string(context.as_fd(), "rescue", "nologreplay")?,
+                FsKind::Folder => {}
+            }
         }
         create(&context, device, &MountOptions::default(), MountAttrFlags::MOUNT_ATTR_RDONLY)
     };
@@ -338,7 +350,7 @@ fn make_mountpoint(target: &Target) -> std::io::Result<OwnedFd> {
     }
 }
 
-fn make_folders(root: BorrowedFd<'_>, relative: &Path) -> rustix::io::Result<()> {
+pub fn make_folders(root: BorrowedFd<'_>, relative: &Path) -> rustix::io::Result<()> {
     let mut path = PathBuf::new();
     for component in relative.components() {
         let Component::Normal(name) = component else { return Err(Errno::INVAL) };
@@ -359,7 +371,7 @@ fn remove_mountpoint(target: &Target) {
 
 /// Does something through a writable view of our folder. The view is kept for the next time: taking it down costs an
 /// RCU grace period, as every unmount does.
-fn with_writable(root: &Path, work: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>) -> std::io::Result<()> {
+pub fn with_writable(root: &Path, work: impl FnOnce(BorrowedFd<'_>) -> rustix::io::Result<()>) -> std::io::Result<()> {
     thread_local! {
         static KEPT: RefCell<Option<(PathBuf, MountedAt, OwnedFd)>> = const { RefCell::new(None) };
     }

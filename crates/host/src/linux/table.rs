@@ -16,6 +16,8 @@ use crate::{DeviceNumber, MountEntry};
 pub struct Line {
     pub id: u64,
     pub device: DeviceNumber,
+    /// The filesystem's own number, as every table shows it.
+    pub shown: DeviceNumber,
     /// Which folder of the filesystem is mounted.
     pub root: PathBuf,
     pub mountpoint: PathBuf,
@@ -51,7 +53,7 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let fs = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
     let source = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
     let device = DeviceNumber::new(major.parse().ok()?, minor.parse().ok()?);
-    Some(Line { id, device: behind(device, Path::new(&source)), root, mountpoint, fs, source })
+    Some(Line { id, device: behind(device, Path::new(&source)), shown: device, root, mountpoint, fs, source })
 }
 
 /// The block device behind a mount. Filesystems that may span several devices, as btrfs, show a number of their own

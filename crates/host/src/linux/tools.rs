@@ -158,6 +158,7 @@ impl Tools {
             let outcome = tool(tool_of.path()?, &args, Duration::MAX).await?;
             if outcome.code.is_some_and(|code| good.contains(&code)) { Ok(()) } else { outcome.success(tool_of.name, path) }
         };
+        run(runner, &Alone { path: path.to_owned() }).await?;
         match fs {
             FsKind::Ext4 => {
                 run(runner, &Settle { path: path.to_owned(), fs }).await?;
@@ -181,6 +182,36 @@ impl Tools {
             )),
         }
     }
+}
+
+/// Makes sure that nobody else has a file, before anything is done to what is in it.
+#[derive(Serialize, Deserialize)]
+pub struct Alone {
+    pub path: PathBuf,
+}
+
+impl Task for Alone {
+    const NAME: &'static str = "fs.alone";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        use std::os::unix::fs::MetadataExt;
+        let what = format!("cannot look at {}", self.path.display());
+        let file = File::options().read(true).write(true).open(&self.path).map_err(failed(&what))?;
+        if file.metadata().map_err(failed(&what))?.nlink() > 1 {
+            let detail = format!("{} is the same file under another name, and no copy", self.path.display());
+            return Err(Error::new(Kind::ExistsIncompatible, detail, "make a copy of it: cp --sparse=always --reflink=auto"));
+        }
+        if super::sys::free_of_others(&file).map_err(failed(&what))? == Some(false) {
+            return Err(in_use_by_others(&self.path));
+        }
+        Ok(())
+    }
+}
+
+fn in_use_by_others(path: &Path) -> Error {
+    let next = "find out what has it open ('losetup -a', 'fuser'), and end it";
+    Error::in_use(Vec::new(), dunnage_model::HERE, format!("{} is in use", path.display()), next)
 }
 
 /// Mounts a filesystem where nobody sees it and unmounts it: its journal is replayed, and it is clean.
@@ -215,8 +246,7 @@ impl Task for Settle {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        let next = "find out what has it open ('losetup -a', 'fuser'), and end it";
-        Err(Error::in_use(Vec::new(), dunnage_model::HERE, format!("{} is in use", self.path.display()), next))
+        Err(in_use_by_others(&self.path))
     }
 }
 
@@ -324,7 +354,9 @@ fn folder_probe(folder: &std::os::fd::OwnedFd) -> rustix::io::Result<Probe> {
     Ok(Probe::Blank)
 }
 
-/// Makes the folder inside, if one is wanted, and gives both their owner and mode.
+/// Gives a volume its owner and mode: its root, or the folder inside that holders are given. Around that one the root is the
+/// host's own: who owns what is inside must not be able to put a link in its place, which an engine would follow. (Sticky, it may
+/// be open to all, as /tmp is.)
 fn dress(
     root: std::os::fd::BorrowedFd<'_>,
     inside: Option<&dunnage_model::RootPath>,
@@ -332,12 +364,15 @@ fn dress(
     gid: u32,
     mode: u32,
 ) -> rustix::io::Result<()> {
-    let inside = inside.map(|path| make_inside(root, path.as_str())).transpose()?;
-    for folder in inside.iter().map(AsFd::as_fd).chain([root]) {
+    const STICKY: u32 = 0o1000;
+    let give = |folder: std::os::fd::BorrowedFd<'_>, uid: u32, gid: u32, mode: u32| {
         rustix::fs::fchown(folder, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
-        rustix::fs::fchmod(folder, rustix::fs::Mode::from_raw_mode(mode))?;
-    }
-    Ok(())
+        rustix::fs::fchmod(folder, rustix::fs::Mode::from_raw_mode(mode))
+    };
+    let Some(inside) = inside else { return give(root, uid, gid, mode) };
+    let own = (uid, gid) != (0, 0);
+    give(root, 0, 0, if own { 0o755 } else { mode | STICKY })?;
+    give(make_inside(root, inside.as_str())?.as_fd(), uid, gid, mode)
 }
 
 /// The error for a device that was to be blank and is not.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use dunnage_model::Result;
+use dunnage_model::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use super::sys::failed;
@@ -14,6 +14,7 @@ use crate::{DeviceNumber, Process};
 #[derive(Serialize, Deserialize)]
 pub struct Users {
     pub device: DeviceNumber,
+    pub at: PathBuf,
 }
 
 impl Task for Users {
@@ -22,13 +23,14 @@ impl Task for Users {
 
     fn run(self) -> Result<Vec<Process>> {
         let own_namespace = std::fs::read_link("/proc/self/ns/mnt").map_err(failed("cannot read /proc/self/ns/mnt"))?;
+        let wanted = Wanted::of(self.device, &self.at)?;
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").map_err(failed("cannot list /proc"))? {
             let name = entry.map_err(failed("cannot list /proc"))?.file_name();
             let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
             let proc = PathBuf::from(format!("/proc/{pid}"));
             // A process may end while we look: what cannot be read any more is nobody's.
-            let Some(mounts) = mounts_of(&proc, self.device) else { continue };
+            let Some(mounts) = mounts_of(&proc, &wanted) else { continue };
             if mounts.ids.is_empty() {
                 continue;
             }
@@ -49,26 +51,45 @@ struct Mounts {
     paths: Vec<PathBuf>,
 }
 
-fn mounts_of(proc: &Path, device: DeviceNumber) -> Option<Mounts> {
+/// Which lines of a table are meant.
+enum Wanted {
+    Device(DeviceNumber),
+    /// A folder, or what is beneath it: the filesystem's number, and the folder's path in it. No filesystem is asked.
+    Folder(DeviceNumber, PathBuf),
+}
+
+impl Wanted {
+    fn of(device: DeviceNumber, at: &Path) -> Result<Wanted> {
+        if device.folder.is_none() {
+            return Ok(Wanted::Device(device));
+        }
+        // The mount that a path is on is the last of those that lead farthest towards it.
+        let lines = table::read()?.into_iter().filter(|line| at.starts_with(&line.mountpoint));
+        let on = lines.max_by_key(|line| line.mountpoint.components().count());
+        let lost = || Error::internal(format!("{} is on no mount", at.display()));
+        let on = on.ok_or_else(lost)?;
+        let inside = at.strip_prefix(&on.mountpoint).map_err(|_| lost())?;
+        // Without the slash that joining nothing leaves at the end.
+        Ok(Wanted::Folder(on.shown, on.root.join(inside).components().collect()))
+    }
+
+    fn is(&self, line: &table::Line) -> bool {
+        match self {
+            Wanted::Device(device) => line.device == *device,
+            Wanted::Folder(filesystem, folder) => line.shown == *filesystem && line.root.starts_with(folder),
+        }
+    }
+}
+
+fn mounts_of(proc: &Path, wanted: &Wanted) -> Option<Mounts> {
     let text = std::fs::read(proc.join("mountinfo")).ok()?;
     let lines = table::parse(&text).ok()?;
     let mut mounts = Mounts { ids: BTreeSet::new(), paths: Vec::new() };
-    let is_it = |line: &table::Line| match device.folder {
-        None => line.device == device,
-        // A filesystem's own root is nobody's folder; all others are looked at where that process has them.
-        Some(_) => line.root != Path::new("/") && folder_at(proc, &line.mountpoint) == Some(device),
-    };
-    for line in lines.into_iter().filter(is_it) {
+    for line in lines.into_iter().filter(|line| wanted.is(line)) {
         mounts.ids.insert(line.id);
         mounts.paths.push(line.mountpoint);
     }
     Some(mounts)
-}
-
-/// The folder that a process has mounted at a path.
-fn folder_at(proc: &Path, mountpoint: &Path) -> Option<DeviceNumber> {
-    let path = proc.join("root").join(mountpoint.strip_prefix("/").ok()?);
-    super::mounts::folder_number(&path)
 }
 
 impl Mounts {

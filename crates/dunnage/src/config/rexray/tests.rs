@@ -193,7 +193,8 @@ fn every_key_of_the_inventory_is_read_and_told_of() {
         ("rexray.modules.ebs-fast.integration.volume.operations.mount.path", Fate::Ignored),
         ("integration.volume.operations.mount.preempt", Fate::Tightened),
         ("libstorage.server.auth.key", Fate::Ignored),
-        ("docker.size", Fate::Mapped),
+        ("integration.volume.operations.create.default.size", Fate::Mapped),
+        ("docker.size", Fate::Ignored),
     ] {
         assert_eq!(fate(&config, key).0, expected, "{key}");
     }

@@ -39,12 +39,16 @@ fn it_is_looked_at_and_into_and_let_go_of_before_it_is_adopted() {
     facts.volume = Some(None);
     assert_eq!(step(wanted(), &facts), Step::LookForStranger);
     facts.stranger = Some(Some(with_fs()));
+    assert_eq!(step(wanted(), &facts), Step::Record);
+    facts.recorded = true;
     assert_eq!(step(wanted(), &facts), Step::Attach);
     facts.attached = Some(device(false));
     assert_eq!(step(wanted(), &facts), Step::LookInside(FsKind::Ext4));
     facts.inside = Some(vec!["data".to_owned(), "lost+found".to_owned()]);
     assert_eq!(step(wanted(), &facts), Step::Detach(Some(OURS)));
     facts.detached = Some(Detached::Done);
+    assert_eq!(step(wanted(), &facts), Step::Release);
+    facts.released = true;
     assert_eq!(step(wanted(), &facts), Step::Adopt("data".parse().ok()));
     facts.adopted = true;
     assert_eq!(step(wanted(), &facts), Step::Done(Outcome::Adopted(AdoptAction::Adopted)));
@@ -72,7 +76,7 @@ fn what_was_attached_to_be_looked_into_is_detached_when_looking_fails() {
 fn a_copy_gets_a_uuid_of_its_own_before_anything_is_attached() {
     let copy = Stranger { copy_of: Some("old".parse().expect("name")), ..with_fs() };
     assert_eq!(step(wanted(), &seen(copy.clone())), Step::Renew);
-    assert_eq!(step(wanted(), &Facts { renewed: true, ..seen(copy) }), Step::Attach);
+    assert_eq!(step(wanted(), &Facts { renewed: true, recorded: true, ..seen(copy) }), Step::Attach);
 }
 
 #[test]
