@@ -153,6 +153,23 @@ fn who_keeps_one_busy_is_named() {
 }
 
 #[test]
+fn what_is_busy_for_a_moment_is_unmounted_by_the_call_that_found_it_busy() {
+    let mut node = Node::new();
+    node.allow_crashes();
+    node.start();
+    create(&node, "v", "ext4", "16M");
+    let path = node.mount("v", "c1");
+    let mut inside = std::process::Command::new("sleep").arg("600").current_dir(&path).spawn().expect("sleep");
+    std::thread::scope(|scope| {
+        let unmounting = scope.spawn(|| node.plugin_ok("VolumeDriver.Unmount", &json!({ "Name": "v", "ID": "c1" })));
+        eventually("it is found busy", BOUND, || node.passed().iter().any(|point| point == "helper/mount.unmount/busy"));
+        inside.kill().and_then(|()| inside.wait()).expect("end");
+        unmounting.join().expect("it is unmounted");
+    });
+    node.finish();
+}
+
+#[test]
 fn a_helper_that_is_killed_in_the_middle_of_a_format_leaves_no_mount_and_no_device() {
     let node = Node::started();
     for round in 0..12 {

@@ -7,7 +7,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use dunnage_model::{Error, Result};
 use rustix::fs::{FlockOperation, OFlags};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::{
     LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LoopAdd, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id,
-    free_of_others, lock_folder, loop_call, loop_configure, loop_set_status, loop_status, open_beneath, refused,
+    free_of_others, lock_folder, loop_call, loop_configure, loop_set_status, loop_status, open_beneath, patiently, refused,
 };
 use crate::helpers::Task;
 use crate::{Detached, DeviceNumber, FileId, LoopDevice, LoopRequest};
@@ -239,14 +238,7 @@ impl Task for Detach {
 
     fn run(self) -> Result<Detached> {
         let (file, id) = open(&self.request)?;
-        // Who looks at a device, as udev does, or takes a namespace down that has a copy, is done in a moment.
-        for pause in [1, 2, 4, 8, 16] {
-            match self.once(&file, id)? {
-                Detached::Lingering => std::thread::sleep(Duration::from_millis(pause)),
-                done => return Ok(done),
-            }
-        }
-        self.once(&file, id)
+        patiently(|| self.once(&file, id), |outcome| *outcome == Detached::Lingering)
     }
 }
 

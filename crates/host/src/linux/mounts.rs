@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
 use serde::{Deserialize, Serialize};
 
-use super::sys::{device_number, failed, folder_clone, refused, set_block_size, writable_clone};
+use super::sys::{device_number, failed, folder_clone, patiently, refused, set_block_size, writable_clone};
 use super::tools::probe_file;
 use crate::crash;
 use crate::helpers::Task;
@@ -399,7 +399,13 @@ impl Task for Unmount {
     type Output = Unmounted;
 
     fn run(self) -> Result<Unmounted> {
-        let Unmount { target, device } = &self;
+        patiently(|| self.once(), |outcome| *outcome == Unmounted::Busy)
+    }
+}
+
+impl Unmount {
+    fn once(&self) -> Result<Unmounted> {
+        let Unmount { target, device } = self;
         let path = target.path();
         let what = format!("cannot unmount {}", path.display());
         match at(target)? {
@@ -413,7 +419,10 @@ impl Task for Unmount {
         // The path leads over our own read-only tmpfs: nobody can have put a link there.
         match rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW) {
             Ok(()) => {}
-            Err(Errno::BUSY) => return Ok(Unmounted::Busy),
+            Err(Errno::BUSY) => {
+                crash::pass(format_args!("helper/mount.unmount/busy"));
+                return Ok(Unmounted::Busy);
+            }
             Err(e) => return Err(refused(&what)(e)),
         }
         crash::pass(format_args!("helper/mount.unmount/unmounted"));

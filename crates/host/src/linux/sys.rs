@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use dunnage_model::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags};
@@ -17,6 +18,21 @@ pub fn open_beneath(folder: &Path, relative: &Path, flags: OFlags) -> io::Result
     let dir = rustix::fs::openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     Ok(File::from(rustix::fs::openat2(&dir, relative, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?))
+}
+
+/// Tries again for half a second what is in use. Much that is, is only for a moment: somebody looks at a device, as udev does,
+/// a namespace with a copy of a mount is taken down, a process ends, or a program with an open file has just forked, and its
+/// child holds that file too until it has executed another program (measured: 3,191 of 381,534 unmounts met one that started
+/// programs all the time; 20 ms were the longest on a machine with twice as much to do as it has processors).
+pub fn patiently<T>(mut once: impl FnMut() -> Result<T>, in_use: impl Fn(&T) -> bool) -> Result<T> {
+    for pause in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+        let outcome = once()?;
+        if !in_use(&outcome) {
+            return Ok(outcome);
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+    }
+    once()
 }
 
 /// A file's identity.
