@@ -25,6 +25,11 @@ pub fn binary() -> PathBuf {
     PathBuf::from(std::env::var_os("DUNNAGE_BIN").expect("DUNNAGE_BIN is not set: run 'cargo xtask test'"))
 }
 
+/// The small static program dvdcli.
+pub fn small_dvdcli() -> PathBuf {
+    PathBuf::from(std::env::var_os("DUNNAGE_DVDCLI").expect("DUNNAGE_DVDCLI is not set: run 'cargo xtask test'"))
+}
+
 /// A folder of this test alone, on a real disk.
 pub fn scratch() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use dunnage_tests::sh;
-use dunnage_tests::{Node, binary, scratch};
+use dunnage_tests::{Node, binary, scratch, small_dvdcli};
 use serde_json::json;
 
 /// An installation beneath a folder, as a package makes it.
@@ -215,6 +215,43 @@ fn dvdcli_is_installed_beside_the_binary_and_runs() {
     let said = sh(&installed.at("usr/local/bin/dvdcli version"));
     assert!(said.contains("SemVer: "), "{said}");
     assert!(installed.read("usr/local/share/man/man1/dvdcli-mount.1").contains("explicitcreate"));
+}
+
+#[test]
+fn from_an_archive_dvdcli_is_the_small_program_and_leaves_the_network_to_the_other() {
+    let (archive, root) = (scratch(), scratch());
+    sh(&format!(
+        "cd {}; mkdir -p libexec/dunnage; cp {} .; cp {} libexec/dunnage/; ./dunnage install --root {}; ./dunnage install --root {}",
+        archive.display(),
+        binary().display(),
+        small_dvdcli().display(),
+        root.display(),
+        root.display()
+    ));
+    let installed = Installed { root };
+    assert!(sh(&installed.at("usr/local/bin/dvdcli version")).contains("libexec/dunnage/dvdcli\n"));
+    // What is installed installs the same: as a person does after an upgrade.
+    sh(&format!("{} --root {}", installed.at("usr/local/bin/dunnage install"), installed.root.display()));
+    assert!(sh(&installed.at("usr/local/bin/dvdcli version")).contains("libexec/dunnage/dvdcli\n"));
+    let node = Node::started();
+    node.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "size": "16M" } }));
+    let ask = format!("{} --volumedriver=dunnage --volumename=pg", installed.at("usr/local/bin/dvdcli get"));
+    assert_eq!(sh(&format!("DUNNAGE_PLUGIN_DIR={} {ask}", node.plugins.display())), "pg");
+    // Nobody listens there: it is `dunnage` that says so, and without it the small one says what it lacks.
+    let etc = scratch();
+    sh(&format!("mkdir -p {0}/up/docker/plugins {0}/work; echo tcp://localhost:1 > {0}/up/docker/plugins/far.spec", etc.display()));
+    let ask = || {
+        let overlay = format!("mount -t overlay etc -o lowerdir=/etc,upperdir={0}/up,workdir={0}/work /etc", etc.display());
+        let ask = installed.at("usr/local/bin/dvdcli list --volumedriver=far");
+        sh(&format!("unshare --mount sh -c '{overlay} && ! {ask} 2>&1'"))
+    };
+    let said = ask();
+    assert!(said.contains("nothing answers on tcp://localhost:1: Connection refused"), "{said}");
+    std::fs::remove_file(installed.at("usr/local/bin/dunnage")).expect("remove");
+    let said = ask();
+    assert!(said.contains("install it again"), "{said}");
+    run(&["uninstall", "--root", &installed.root.display().to_string()]);
+    assert_eq!(files_beneath(&installed.root), "");
 }
 
 #[test]

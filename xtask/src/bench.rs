@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::sandbox::{Sandbox, Who};
 use crate::shell::{self, Context, Error, Result, Verdict};
-use crate::workspace::{TESTS_PACKAGE, Workspace};
+use crate::workspace::{Profile, TESTS_PACKAGE, Workspace};
 
 #[derive(Args)]
 pub struct Options {
@@ -17,7 +17,7 @@ pub struct Options {
 /// Builds, runs the program `bench` of `dunnage-tests`, and says where the figures are.
 pub fn run(options: &Options) -> Result<Verdict> {
     let workspace = Workspace::here()?;
-    shell::run(workspace.cargo("build").args(["--release", "-p", "dunnage"]))?;
+    let programs = workspace.build_programs(Profile::Release)?;
     shell::run(workspace.cargo("build").args(["--release", "-p", TESTS_PACKAGE, "--bin", "bench", "--bin", "fuse-store"]))?;
     let sandbox = Sandbox::open(&workspace)?;
     if let Some(reason) = sandbox.refusal() {
@@ -28,7 +28,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     File::create(&figures).context(format_args!("cannot write {}", figures.display()))?;
     let release = workspace.target.join("release");
     let place = sandbox.place(Who::Root)?;
-    let mut command = sandbox.command(&place, &release.join("dunnage"), &release.join("bench"), &workspace.root);
+    let mut command = sandbox.command(&place, &programs, &release.join("bench"), &workspace.root);
     command.args(&options.name).arg("--json").arg(&figures);
     let status = command.status().context("cannot run bench")?;
     let (_, leaks) = sandbox.close(&place);

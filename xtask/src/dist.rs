@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::glibc;
 use crate::shell::{self, Context, Error, Result, Verdict};
-use crate::workspace::Workspace;
+use crate::workspace::{Profile, Programs, Workspace};
 
 /// What goes in besides the binary; a folder goes in with what git knows of it.
 const CONTENTS: &[&str] = &["LICENSE", "README.md", "CHANGELOG.md", "docs"];
@@ -14,8 +14,7 @@ const CONTENTS: &[&str] = &["LICENSE", "README.md", "CHANGELOG.md", "docs"];
 /// Builds the release and packs it.
 pub fn run() -> Result<Verdict> {
     let workspace = Workspace::here()?;
-    shell::run(workspace.cargo("build").args(["--release", "--locked", "-p", "dunnage"]))?;
-    let binary = workspace.target.join("release/dunnage");
+    let Programs { dunnage: binary, dvdcli } = workspace.build_programs(Profile::Release)?;
     let needed = glibc::needed_by(&binary)?;
     let libraries = glibc::libraries(&binary)?;
 
@@ -26,6 +25,7 @@ pub fn run() -> Result<Verdict> {
         fs::remove_dir_all(&stage).context(format_args!("cannot clear {}", stage.display()))?;
     }
     copy(&binary, &stage.join("dunnage"))?;
+    copy(&dvdcli, &stage.join("libexec/dunnage/dvdcli"))?;
     for file in contents(&workspace.root)? {
         copy(&workspace.root.join(&file), &stage.join(&file))?;
     }

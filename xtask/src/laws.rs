@@ -33,7 +33,7 @@ use crate::mutation::Mutation;
 use crate::sandbox::{Sandbox, Who};
 use crate::shell::{self, Context, Error, Result, Verdict};
 use crate::tiers;
-use crate::workspace::{Kind, TESTS_PACKAGE, Workspace};
+use crate::workspace::{Kind, Profile, TESTS_PACKAGE, Workspace};
 
 #[derive(Args)]
 pub struct Options {
@@ -241,12 +241,12 @@ impl Mutants {
         }
         let built = self.workspace.build_tests(&test.selection())?;
         let kind = if matches!(test.target.as_str(), "lib" | "bin") { Kind::Unit } else { Kind::Integration };
-        let binary = self.workspace.target.join("debug/dunnage");
+        let programs = self.workspace.programs(Profile::Dev)?;
         let mut outcome = Outcome::default();
         // A package may have several binaries; all others find no test of this name.
         for executable in built.iter().filter(|one| one.kind == kind && one.package == test.package) {
             let place = self.sandbox.place(who)?;
-            let mut command = self.sandbox.command(&place, &binary, &executable.path, &executable.dir);
+            let mut command = self.sandbox.command(&place, &programs, &executable.path, &executable.dir);
             command.args(["--exact", &test.name]);
             outcome = libtest::run(command, Show::Nothing)?;
             // A mutant may well leave things behind; they are cleared and not held against it.

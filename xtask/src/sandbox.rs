@@ -12,7 +12,7 @@ use crate::leaks::{self, Leak};
 use crate::libtest;
 use crate::limits::{self, Limit};
 use crate::shell::{self, Context, Error, Result, Rights};
-use crate::workspace::Workspace;
+use crate::workspace::{Programs, Workspace};
 
 /// What PID 1 of the namespace does: an empty /run, then the tests. A shell and not the tests themselves, because PID 1
 /// must take in orphans and is deaf to signals; `exit` on a line of its own keeps it from making way with exec.
@@ -112,10 +112,11 @@ impl Sandbox {
     }
 
     /// What tests are told by their environment, wherever they run.
-    fn variables(&self, place: &Place, binary: &Path) -> Vec<(&'static str, OsString)> {
+    fn variables(&self, place: &Place, programs: &Programs) -> Vec<(&'static str, OsString)> {
         let lacking: Vec<_> = self.absent.iter().map(|limit| limit.name).collect();
         vec![
-            ("DUNNAGE_BIN", binary.into()),
+            ("DUNNAGE_BIN", programs.dunnage.clone().into()),
+            ("DUNNAGE_DVDCLI", programs.dvdcli.clone().into()),
             ("DUNNAGE_TEST_TMP", place.dir.clone().into()),
             ("DUNNAGE_SKIP_LOG", place.skip_log.clone().into()),
             ("DUNNAGE_NOT_POSSIBLE", lacking.join(",").into()),
@@ -124,12 +125,12 @@ impl Sandbox {
     }
 
     /// A command that runs `executable` in its place.
-    pub fn command(&self, place: &Place, binary: &Path, executable: &Path, cwd: &Path) -> Command {
+    pub fn command(&self, place: &Place, programs: &Programs, executable: &Path, cwd: &Path) -> Command {
         match place.who {
-            Who::Root => self.root_command(place, binary, executable, cwd),
+            Who::Root => self.root_command(place, programs, executable, cwd),
             Who::Us => {
                 let mut command = libtest::limited(Command::new("timeout"), &executable.to_string_lossy(), libtest::LIMIT);
-                command.envs(self.variables(place, binary)).env("CARGO_MANIFEST_DIR", cwd).current_dir(cwd);
+                command.envs(self.variables(place, programs)).env("CARGO_MANIFEST_DIR", cwd).current_dir(cwd);
                 command
             }
         }
@@ -137,7 +138,7 @@ impl Sandbox {
 
     /// The environment goes in as words of `env -i`, because sudo would drop it, and so that root's tests see the same
     /// with and without sudo.
-    fn root_command(&self, place: &Place, binary: &Path, executable: &Path, cwd: &Path) -> Command {
+    fn root_command(&self, place: &Place, programs: &Programs, executable: &Path, cwd: &Path) -> Command {
         let mut command = libtest::limited(self.rights.command("timeout"), "unshare", libtest::LIMIT);
         command.args(UNSHARE).args(["sh", "-c", INIT, "sh", "env", "-i"]);
         let mut set = |name: &str, value: &OsStr| {
@@ -149,7 +150,7 @@ impl Sandbox {
         set("HOME", OsStr::new("/root"));
         set("LANG", OsStr::new("C.UTF-8"));
         set("CARGO_MANIFEST_DIR", cwd.as_os_str());
-        self.variables(place, binary).iter().for_each(|(name, value)| set(name, value));
+        self.variables(place, programs).iter().for_each(|(name, value)| set(name, value));
         KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))).for_each(|(name, value)| set(name, &value));
         command.arg(executable).current_dir(cwd);
         command

@@ -15,7 +15,7 @@ use crate::packages::{self, Consent};
 use crate::sandbox::{Sandbox, Who};
 use crate::shell::{self, Error, Result, Verdict};
 use crate::totals::Book;
-use crate::workspace::{Kind, TESTS_PACKAGE, TestExecutable, Workspace};
+use crate::workspace::{Kind, Profile, Programs, TESTS_PACKAGE, TestExecutable, Workspace};
 
 /// How many tests of an executable run at once, where it is not the tier's number.
 const THREADS: &[(&str, u32)] = &[];
@@ -97,13 +97,14 @@ pub fn test(options: &Options) -> Result<Verdict> {
 
     let workspace = Workspace::here()?;
     shell::run(workspace.cargo("build").arg("--workspace"))?;
+    let programs = workspace.build_programs(Profile::Dev)?;
     let mut executables =
         workspace.build_tests(&["--workspace"])?.into_iter().map(|one| Ok((tier_of(&one)?, one))).collect::<Result<Vec<_>>>()?;
     executables
         .sort_by(|(tier, one), (other_tier, other)| (tier, &one.package, &one.target).cmp(&(other_tier, &other.package, &other.target)));
     println!("Built in {} minutes.", shell::minutes(start.elapsed()));
 
-    let run = Run { workspace: &workspace, sandbox: Sandbox::open(&workspace)?, options };
+    let run = Run { workspace: &workspace, programs, sandbox: Sandbox::open(&workspace)?, options };
     let mut book = Book::default();
     let mut present = BTreeSet::new();
     for tier in wanted {
@@ -134,6 +135,7 @@ fn complain_of_nothing(options: &Options, present: &BTreeSet<u8>, book: &mut Boo
 
 struct Run<'a> {
     workspace: &'a Workspace,
+    programs: Programs,
     sandbox: Sandbox,
     options: &'a Options,
 }
@@ -160,8 +162,7 @@ impl Run<'_> {
         let name = format!("{}::{}", executable.package, executable.target);
         println!("\n-- {name}");
         let place = self.sandbox.place(who(tier))?;
-        let binary = self.workspace.target.join("debug/dunnage");
-        let mut command = self.sandbox.command(&place, &binary, &executable.path, &executable.dir);
+        let mut command = self.sandbox.command(&place, &self.programs, &executable.path, &executable.dir);
         if who(tier) == Who::Root {
             command.args(["--test-threads", &threads(&executable.target, tier)]);
         }

@@ -78,11 +78,19 @@ SocketMode=0600
 WantedBy=sockets.target
 ";
 
+/// The small static program dvdcli (`cargo xtask dist`), from where the archive or the installation begins.
+const DVDCLI: &str = "libexec/dunnage/dvdcli";
+/// What the links beside the binary lead to.
+const TO_BINARY: &str = "dunnage";
+const TO_DVDCLI: &str = "../libexec/dunnage/dvdcli";
+
 struct Plan {
     root: PathBuf,
     binary: PathBuf,
-    /// The same binary under its other names.
-    links: Vec<PathBuf>,
+    /// The same binary under its other names, or, for dvdcli, the program of its own if there is one.
+    links: Vec<(PathBuf, &'static str)>,
+    /// Where that program goes, and where it is now.
+    dvdcli: (PathBuf, Option<PathBuf>),
     share: PathBuf,
     units: PathBuf,
 }
@@ -95,10 +103,19 @@ impl Plan {
             }
         }
         let prefix = &args.prefix;
+        let own = std::env::current_exe().map_err(|e| Error::os("cannot find this binary", &e))?;
+        let folder = own.parent().unwrap_or(Path::new("/"));
+        // As the archive has it, and as it is installed.
+        let dvdcli = [folder.join(DVDCLI), folder.join("..").join(DVDCLI)].into_iter().find(|program| program.is_file());
+        let link = |name| prefix.join("bin").join(name);
         Ok(Plan {
             root: args.root.clone(),
             binary: prefix.join("bin/dunnage"),
-            links: [dunnage_dvdcli::NAME, rexray::NAME].map(|name| prefix.join("bin").join(name)).to_vec(),
+            links: vec![
+                (link(dunnage_dvdcli::NAME), if dvdcli.is_some() { TO_DVDCLI } else { TO_BINARY }),
+                (link(rexray::NAME), TO_BINARY),
+            ],
+            dvdcli: (prefix.join(DVDCLI), dvdcli),
             share: prefix.join("share"),
             units: PathBuf::from("/etc/systemd/system"),
         })
@@ -183,11 +200,16 @@ fn write(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// Makes a link to our binary, which lies beside it. What is there and is not ours stays.
-fn relink(path: &Path) -> Result<()> {
+/// Whether a link is one that install has made.
+fn is_our_link(path: &Path) -> std::io::Result<bool> {
+    fs::read_link(path).map(|target| [TO_BINARY, TO_DVDCLI].iter().any(|ours| target == Path::new(ours)))
+}
+
+/// Makes a link to a program of ours. What is there and is not ours stays.
+fn relink(path: &Path, to: &str) -> Result<()> {
     let failed = |e: std::io::Error| Error::os(format_args!("cannot install {}", path.display()), &e);
-    match fs::read_link(path) {
-        Ok(target) if target == Path::new("dunnage") => return Ok(()),
+    match is_our_link(path) {
+        Ok(true) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         _ => {
             let detail = format!("{} is there already, and is not ours", path.display());
@@ -197,8 +219,11 @@ fn relink(path: &Path) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
-    std::os::unix::fs::symlink("dunnage", path).map_err(failed)?;
-    println!("installed {} (this binary under its other name)", path.display());
+    let fresh = path.with_extension("dunnage-new");
+    // One that a killed installation has left.
+    let _ = fs::remove_file(&fresh);
+    std::os::unix::fs::symlink(to, &fresh).and_then(|()| fs::rename(&fresh, path)).map_err(failed)?;
+    println!("installed {} -> {to}", path.display());
     Ok(())
 }
 
@@ -210,14 +235,18 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     let plan = Plan::new(args)?;
     let this = fs::read("/proc/self/exe").map_err(|e| Error::os("cannot read this binary", &e))?;
     // First, for it is refused where another program has the name.
-    for link in &plan.links {
-        match relink(&plan.at(link)) {
+    for (link, to) in &plan.links {
+        match relink(&plan.at(link), to) {
             // The old service may stay beside us for as long as somebody wants it.
             Err(e) if link.ends_with(rexray::NAME) && args.face != rexray::NAME => eprintln!("dunnage: {e}"),
             outcome => outcome?,
         }
     }
     write(&plan.at(&plan.binary), &this, 0o755)?;
+    if let (path, Some(program)) = &plan.dvdcli {
+        let content = fs::read(program).map_err(|e| Error::os(format_args!("cannot read {}", program.display()), &e))?;
+        write(&plan.at(path), &content, 0o755)?;
+    }
     for (path, content) in plan.files()? {
         write(&plan.at(&path), &content, 0o644)?;
     }
@@ -250,9 +279,9 @@ pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<
         }
     }
     let plan = Plan::new(args)?;
-    let ours = |link: &PathBuf| fs::read_link(plan.at(link)).is_ok_and(|target| target == Path::new("dunnage"));
-    let links = plan.links.iter().filter(|link| ours(link)).cloned();
-    let paths = plan.files()?.into_iter().map(|(path, _)| path).chain(links).chain([plan.binary.clone()]);
+    let links = plan.links.iter().map(|(link, _)| link).filter(|link| is_our_link(&plan.at(link)).unwrap_or_default()).cloned();
+    let programs = [plan.dvdcli.0.clone(), plan.binary.clone()];
+    let paths = plan.files()?.into_iter().map(|(path, _)| path).chain(links).chain(programs);
     let paths = paths.filter(|path| extent == Extent::All || path.starts_with(&plan.units));
     for path in paths.map(|path| plan.at(&path)) {
         match fs::remove_file(&path) {

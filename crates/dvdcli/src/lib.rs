@@ -6,7 +6,10 @@
 
 mod cli;
 mod find;
+#[cfg(not(feature = "network"))]
+mod other;
 mod plugin;
+#[cfg(feature = "network")]
 mod tls;
 mod verbs;
 

@@ -8,10 +8,9 @@ use dunnage_frontend_unix::{Answer, exchange};
 use dunnage_model::{Error, Kind, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
 
 use crate::find::Address;
-use crate::tls;
 
 /// How long a socket that is there and refuses is tried again: its daemon may be starting anew.
 const RESTART: Duration = Duration::from_secs(2);
@@ -152,11 +151,15 @@ impl Plugin {
             |e: std::io::Error| Error::unavailable(format!("nothing answers on {shown}: {e}"), "look whether it runs, and ask again");
         match &self.address {
             Address::Unix(path) => exchange(connect(path).await.map_err(lost)?, &shown, "plugin", "POST", uri, &headers, body).await,
+            #[cfg(not(feature = "network"))]
+            Address::Tcp(_) | Address::Tls(..) => Err(crate::other::hand_over(&shown)),
+            #[cfg(feature = "network")]
             Address::Tcp(host) => {
-                let stream = TcpStream::connect(host).await.map_err(lost)?;
+                let stream = tokio::net::TcpStream::connect(host).await.map_err(lost)?;
                 exchange(stream, &shown, host, "POST", uri, &headers, body).await
             }
-            Address::Tls(host, files) => exchange(tls::connect(host, files).await?, &shown, host, "POST", uri, &headers, body).await,
+            #[cfg(feature = "network")]
+            Address::Tls(host, files) => exchange(crate::tls::connect(host, files).await?, &shown, host, "POST", uri, &headers, body).await,
         }
     }
 }
