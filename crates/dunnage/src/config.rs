@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use dunnage_driver_local::Store;
 use dunnage_engine::Layout;
-use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Result};
+use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Preempt, Result};
 
 pub use share::Share;
 pub use show::check_report;
@@ -167,29 +167,6 @@ impl Reconcile {
 }
 
 impl fmt::Display for Reconcile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(word_of(*self, Self::WORDS))
-    }
-}
-
-/// Whether a volume that another node has attached is taken from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Preempt {
-    /// Never.
-    Never,
-    /// When that node is proven dead.
-    #[default]
-    IfDead,
-    /// At once, after fencing it.
-    Always,
-}
-
-impl Preempt {
-    const WORDS: &'static [(&'static str, Preempt)] =
-        &[("never", Preempt::Never), ("if-dead", Preempt::IfDead), ("always", Preempt::Always)];
-}
-
-impl fmt::Display for Preempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(word_of(*self, Self::WORDS))
     }

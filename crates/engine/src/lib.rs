@@ -4,10 +4,13 @@
 //! [`ledger`] remembers who asked, and a lane per volume keeps one volume's trouble from every other.
 
 mod carry;
+#[cfg(test)]
+mod chance;
 mod engine;
 mod env;
 mod lane;
 pub mod ledger;
+pub mod ownership;
 pub mod planner;
 mod reconcile;
 #[cfg(test)]

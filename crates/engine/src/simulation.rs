@@ -23,6 +23,7 @@ use dunnage_model::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use crate::chance::{Chance, seed};
 use crate::ledger::{Entry, Intent, Ledger};
 use crate::planner::{self, Facts, Goal, Outcome, Staged, Step};
 use crate::reconcile::{Verdict, judge};
@@ -33,23 +34,6 @@ const VOLUMES: usize = 4;
 const KEYS: usize = 3;
 /// More than any lane needs for one goal.
 const BOUND: usize = 60;
-
-/// Chance with a memory (splitmix64).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        usize::try_from((z ^ (z >> 31)) >> 33).expect("31 bits") % end
-    }
-
-    fn one_in(&mut self, many: usize) -> bool {
-        self.below(many) == 0
-    }
-}
 
 /// What is in an image file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -776,11 +760,7 @@ impl World {
 
 #[test]
 fn a_million_steps_with_crashes_lose_nothing_and_leave_nothing() {
-    let seed = match std::env::var("DUNNAGE_SEED") {
-        Ok(seed) => seed.parse().expect("DUNNAGE_SEED is a number"),
-        Err(_) => u64::from(std::process::id()) << 32 | u64::from(Timestamp::now().subsec_nanosecond().unsigned_abs()),
-    };
-    println!("DUNNAGE_SEED={seed}");
+    let seed = seed();
     let worlds = [seed, seed.wrapping_mul(31)].map(|seed| std::thread::spawn(move || live(seed)));
     worlds.into_iter().for_each(|world| world.join().expect("see above"));
 }

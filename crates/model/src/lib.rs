@@ -11,6 +11,7 @@ mod ids;
 mod inline;
 mod mount_options;
 mod options;
+mod ownership;
 mod size;
 mod suggest;
 mod volume;
@@ -23,6 +24,7 @@ pub use ids::{BootId, DriverName, EndpointName, NodeId, OperationId, VolumeId, V
 pub use inline::{AskedName, parse_name};
 pub use mount_options::MountOptions;
 pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options, split_options};
+pub use ownership::{Client, Owner, OwnerRecord, OwnerState, Preempt};
 pub use size::Bytes;
 pub use suggest::nearest;
 pub use volume::{FsKind, Mode, PartialSpec, RootPath, Usage, VolumeInfo, VolumeSpec, VolumeState};

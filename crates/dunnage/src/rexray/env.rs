@@ -1,9 +1,9 @@
 //! `rexray env`: the configuration as the variables that REX-Ray would read. Secrets are not shown.
 
-use dunnage_model::{Access, Result};
+use dunnage_model::{Access, Preempt, Result};
 
 use crate::config::rexray::{OPS, variable};
-use crate::config::{Config, CreatePolicy, Places, Preempt, RemovePolicy};
+use crate::config::{Config, CreatePolicy, Places, RemovePolicy};
 
 /// The variables, by name: what is in force for the first endpoint, and every key of a REX-Ray configuration.
 pub fn env(places: &Places) -> Result<Vec<(String, String)>> {
