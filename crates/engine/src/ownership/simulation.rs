@@ -3,7 +3,7 @@
 //!
 //! The moves and the observers are the real ones. The platform is a few variables: records with compare-and-set, who has a volume
 //! open, a map of who is fenced of which every volume has heard up to some point, and writes that are on their way. Tasks write
-//! all the time. The checker says one thing: once an owner has begun to read a volume, no write of an earlier one is accepted.
+//! all the time. The checker says one thing: once a volume was mounted and read, no write through an earlier mount is accepted.
 //!
 //! Time is the simulation's own, in milliseconds. The seed is printed; `DUNNAGE_SEED=N` runs it again. `DUNNAGE_NODES`,
 //! `DUNNAGE_VOLUMES` and `DUNNAGE_SECONDS` make it as large as one likes; what it costs the platform is printed.
@@ -86,7 +86,7 @@ enum Event {
     Write {
         volume: usize,
         client: Client,
-        epoch: u64,
+        mount: u64,
     },
     /// A task writes.
     Tick {
@@ -118,7 +118,7 @@ enum Event {
 #[derive(Debug, Clone)]
 enum Phase {
     Claiming(Claim),
-    Opening(Client, u64),
+    Opening(Client),
     /// Reads the record to write its client in.
     Naming(Client),
     Mounted(Client),
@@ -145,7 +145,7 @@ struct Node {
     /// How fast its clock runs, in per mille.
     pace: u64,
     jobs: BTreeMap<usize, Job>,
-    /// The kernel's truth: what is mounted, by which client, and since which epoch it was read.
+    /// The kernel's truth: what is mounted, by which client, and as which of all mounts of the volume.
     mounted: BTreeMap<usize, (Client, u64)>,
     counter: u64,
     heard: Time,
@@ -162,7 +162,7 @@ struct Volume {
     open: BTreeMap<Client, Option<Time>>,
     /// Up to where it has heard of fences.
     heard: u64,
-    /// The epoch of the newest owner that has read it.
+    /// How often it was mounted, and read.
     read: u64,
     policy: Preempt,
     wanted_on: Option<usize>,
@@ -294,7 +294,7 @@ impl Sim {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Arrive { node, life, volume, number, ask } => self.arrive(node, life, volume, number, ask),
-            Event::Write { volume, client, epoch } => self.write(volume, &client, epoch),
+            Event::Write { volume, client, mount } => self.write(volume, &client, mount),
             Event::Move => self.reschedule(),
             Event::Fate => self.fate(),
             Event::Start { node, reboot } => self.start(node, reboot),
@@ -445,7 +445,7 @@ impl Sim {
         self.volumes[volume].open.iter().filter(|(_, until)| until.is_none_or(|until| self.now < until)).map(|(c, _)| c.clone()).collect()
     }
 
-    fn write(&mut self, volume: usize, client: &Client, epoch: u64) {
+    fn write(&mut self, volume: usize, client: &Client, mount: u64) {
         match self.flying.get_mut(client) {
             Some(many) if *many > 1 => *many -= 1,
             _ => drop(self.flying.remove(client)),
@@ -456,16 +456,16 @@ impl Sim {
         }
         self.writes += 1;
         let read = self.volumes[volume].read;
-        if epoch < read {
+        if mount < read {
             let record = &self.volumes[volume].found;
-            let what = format!("v{volume}: {client} wrote in epoch {epoch}, and the owner of epoch {read} has read it: {record:?}");
+            let what = format!("v{volume}: {client} wrote through mount {mount}, and mount {read} has read it: {record:?}");
             self.violation.get_or_insert(what);
         }
     }
 
     /// A task writes, as long as its mount is there. It does not know of records.
     fn tick(&mut self, node: usize, volume: usize, client: Client) {
-        let Some((mounted, epoch)) = self.nodes[node].mounted.get(&volume).cloned() else { return };
+        let Some((mounted, mount)) = self.nodes[node].mounted.get(&volume).cloned() else { return };
         if mounted != client {
             return;
         }
@@ -480,7 +480,7 @@ impl Sim {
             arrival += self.chance.time(2_000);
         }
         *self.flying.entry(client.clone()).or_default() += 1;
-        self.at(arrival, Event::Write { volume, client: client.clone(), epoch });
+        self.at(arrival, Event::Write { volume, client: client.clone(), mount });
         let again = self.now + 50 + self.chance.time(400);
         self.at(again, Event::Tick { node, volume, client });
     }
@@ -525,7 +525,7 @@ impl Sim {
             }
             Phase::Claiming(claim) => self.make(node, volume, &claim, None),
             Phase::Releasing(claim, closed) => self.make(node, volume, &claim, Some(&closed)),
-            Phase::Opening(client, _) => self.ask(node, volume, Ask::Open(client)),
+            Phase::Opening(client) => self.ask(node, volume, Ask::Open(client)),
             Phase::Naming(_) => self.ask(node, volume, Ask::Read),
             Phase::Closing(client) => self.ask(node, volume, Ask::Close(client)),
             Phase::Mounted(client) if unwanted => {
@@ -587,8 +587,7 @@ impl Sim {
             Move::Done => {
                 self.next_client += 1;
                 let client = Client(format!("c{}", self.next_client));
-                let epoch = claim.record.iter().flatten().map(|found| found.record.epoch).next().unwrap_or(0);
-                self.becomes(node, volume, Phase::Opening(client, epoch));
+                self.becomes(node, volume, Phase::Opening(client));
                 self.poll(node, volume, 1 + self.next_client % 300);
             }
             Move::Refuse(_) => {
@@ -621,13 +620,13 @@ impl Sim {
             (Phase::Claiming(claim), answer) => self.learned(node, volume, claim, answer, None),
             (Phase::Releasing(claim, closed), answer) => self.learned(node, volume, claim, answer, Some(closed)),
             // It may be open or not; nothing was written through it.
-            (Phase::Opening(client, _), Answer::Lost) | (Phase::Naming(client), Answer::Lost) => self.fails(node, volume, &client),
-            (Phase::Opening(client, epoch), Answer::Done) if self.mistake == Mistake::ReadFirst => {
-                self.mount(node, volume, client.clone(), epoch);
+            (Phase::Opening(client), Answer::Lost) | (Phase::Naming(client), Answer::Lost) => self.fails(node, volume, &client),
+            (Phase::Opening(client), Answer::Done) if self.mistake == Mistake::ReadFirst => {
+                self.mount(node, volume, client.clone());
                 self.becomes(node, volume, Phase::Naming(client));
                 self.poll(node, volume, 500);
             }
-            (Phase::Opening(client, _), Answer::Done) => {
+            (Phase::Opening(client), Answer::Done) => {
                 self.becomes(node, volume, Phase::Naming(client));
                 self.poll(node, volume, 1);
             }
@@ -639,9 +638,9 @@ impl Sim {
                     _ => self.fails(node, volume, &client),
                 }
             }
-            (Phase::Naming(client), Answer::Swapped(Some(found))) => {
+            (Phase::Naming(client), Answer::Swapped(Some(_))) => {
                 self.mounts += 1;
-                self.mount(node, volume, client.clone(), found.record.epoch);
+                self.mount(node, volume, client.clone());
                 self.becomes(node, volume, Phase::Mounted(client));
                 self.poll(node, volume, 1);
             }
@@ -657,9 +656,9 @@ impl Sim {
     }
 
     /// It is mounted: its journal is replayed, and its task reads and writes.
-    fn mount(&mut self, node: usize, volume: usize, client: Client, epoch: u64) {
-        self.nodes[node].mounted.insert(volume, (client.clone(), epoch));
-        self.volumes[volume].read = self.volumes[volume].read.max(epoch);
+    fn mount(&mut self, node: usize, volume: usize, client: Client) {
+        self.volumes[volume].read += 1;
+        self.nodes[node].mounted.insert(volume, (client.clone(), self.volumes[volume].read));
         self.at(self.now + 1, Event::Tick { node, volume, client });
     }
 
@@ -786,8 +785,15 @@ impl Sim {
     fn kill_a_client(&mut self, node: usize) {
         let Some((volume, (client, _))) = self.nodes[node].mounted.pop_first() else { return };
         self.dies(volume, &client);
-        let closed = if self.mistake == Mistake::FreeAfterKill { [client].into() } else { BTreeSet::new() };
-        self.releases(node, volume, closed);
+        if self.chance.one_in(2) {
+            // Whoever holds it wants it still.
+            let claim = Claim::new(self.owner(node), self.volumes[volume].policy, BTreeSet::new());
+            self.becomes(node, volume, Phase::Claiming(claim));
+            self.poll(node, volume, 1);
+        } else {
+            let closed = if self.mistake == Mistake::FreeAfterKill { [client].into() } else { BTreeSet::new() };
+            self.releases(node, volume, closed);
+        }
     }
 
     fn start(&mut self, node: usize, reboot: bool) {
@@ -805,7 +811,7 @@ impl Sim {
         let before = std::mem::take(&mut self.nodes[node].jobs);
         for (volume, job) in before {
             match job.phase {
-                Phase::Opening(client, _) | Phase::Naming(client) | Phase::Closing(client) => self.dies(volume, &client),
+                Phase::Opening(client) | Phase::Naming(client) | Phase::Closing(client) => self.dies(volume, &client),
                 _ => {}
             }
             if !self.nodes[node].mounted.contains_key(&volume) {
