@@ -622,9 +622,9 @@ impl Sim {
             // It may be open or not; nothing was written through it.
             (Phase::Opening(client), Answer::Lost) | (Phase::Naming(client), Answer::Lost) => self.fails(node, volume, &client),
             (Phase::Opening(client), Answer::Done) if self.mistake == Mistake::ReadFirst => {
-                self.mount(node, volume, client.clone());
-                self.becomes(node, volume, Phase::Naming(client));
+                self.becomes(node, volume, Phase::Naming(client.clone()));
                 self.poll(node, volume, 500);
+                self.mount(node, volume, client);
             }
             (Phase::Opening(client), Answer::Done) => {
                 self.becomes(node, volume, Phase::Naming(client));
@@ -640,9 +640,9 @@ impl Sim {
             }
             (Phase::Naming(client), Answer::Swapped(Some(_))) => {
                 self.mounts += 1;
-                self.mount(node, volume, client.clone());
-                self.becomes(node, volume, Phase::Mounted(client));
+                self.becomes(node, volume, Phase::Mounted(client.clone()));
                 self.poll(node, volume, 1);
+                self.mount(node, volume, client);
             }
             (Phase::Naming(client), Answer::Swapped(None)) => self.fails(node, volume, &client),
             (Phase::Closing(client), Answer::Lost) => {
@@ -657,6 +657,10 @@ impl Sim {
 
     /// It is mounted: its journal is replayed, and its task reads and writes.
     fn mount(&mut self, node: usize, volume: usize, client: Client) {
+        if self.is_refused(&client, self.volumes[volume].heard) {
+            // It was cut off since: it cannot even read.
+            return self.fails(node, volume, &client);
+        }
         self.volumes[volume].read += 1;
         self.nodes[node].mounted.insert(volume, (client.clone(), self.volumes[volume].read));
         self.at(self.now + 1, Event::Tick { node, volume, client });
