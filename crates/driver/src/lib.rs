@@ -5,6 +5,7 @@
 //! the driver refuses only what its platform shows to be wrong.
 
 pub mod conformance;
+mod share;
 
 use std::path::PathBuf;
 
@@ -16,6 +17,8 @@ use dunnage_model::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use share::{Share, Sign, Versioned};
 
 /// From where a volume can be reached: what Docker calls scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +140,11 @@ pub trait Driver: Send + Sync {
 
     /// The capability to take what somebody else has made, if the driver has it.
     fn adopt(&self) -> Option<&dyn Adopt>;
+
+    /// The capability to share volumes among nodes. Whoever can attach a volume on more than one node has it.
+    fn share(&self) -> Option<&dyn Share> {
+        None
+    }
 }
 
 /// Something on the platform that looks like a volume and was not made by us.

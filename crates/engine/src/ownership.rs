@@ -21,18 +21,10 @@ mod tests;
 
 use std::collections::BTreeSet;
 
+use dunnage_driver::Versioned;
 use dunnage_model::{Client, Error, Kind, Owner, OwnerRecord, OwnerState, Preempt};
 
 use liveness::Standing;
-
-/// The record as it was read, and what a change of it is compared with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Versioned {
-    /// Another with every change, whoever makes it.
-    pub revision: u64,
-    /// The record.
-    pub record: OwnerRecord,
-}
 
 /// What is wanted, and what is known so far. `None` is "not looked yet".
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use dunnage_driver::Sign;
 use dunnage_model::BootId;
 
 /// How long no sign of a node may be seen before it is silent.
@@ -22,17 +23,6 @@ pub enum Standing {
     Suspect,
     /// Nothing of it was seen for long enough.
     Dead,
-}
-
-/// What was seen of a node at one time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sign {
-    /// Which run of it has the lease.
-    pub boot: BootId,
-    /// Its watch is there.
-    pub watched: bool,
-    /// Its counter.
-    pub counter: u64,
 }
 
 /// What one node has seen of a run of another. Times are readings of the observer's clock.

@@ -12,9 +12,10 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
+use dunnage_driver::Sign;
 use dunnage_model::BootId;
 
-use super::liveness::{Observer, Sign};
+use super::liveness::Observer;
 use super::*;
 use crate::chance::{Chance, seed};
 

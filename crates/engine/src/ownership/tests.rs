@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use dunnage_model::BootId;
 
-use super::liveness::{Observer, SILENT_AFTER, SUSPECT_FOR, Sign};
+use dunnage_driver::Sign;
+
+use super::liveness::{Observer, SILENT_AFTER, SUSPECT_FOR};
 use super::*;
 
 fn owner(node: &str, boot: &str) -> Owner {

@@ -1,0 +1,57 @@
+//! Who may write to a volume that several nodes can attach, as the platform keeps it.
+
+use std::collections::BTreeSet;
+
+use async_trait::async_trait;
+use dunnage_model::{BootId, Client, NodeId, Owner, OwnerRecord, Result, VolumeName};
+
+/// A record as it was read, and what a change of it is compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned {
+    /// Another with every change, whoever makes it.
+    pub revision: u64,
+    /// The record.
+    pub record: OwnerRecord,
+}
+
+/// What was seen of a node at one time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sign {
+    /// Which run of it has the lease.
+    pub boot: BootId,
+    /// Its watch is there.
+    pub watched: bool,
+    /// Its counter.
+    pub counter: u64,
+}
+
+/// Sharing volumes among nodes: the platform's own compare-and-set, and its power to refuse a client.
+///
+/// The driver finds out and acts. In which order is the engine's to say (`dunnage_engine::ownership`), and safety rests on it.
+#[async_trait]
+pub trait Share: Send + Sync {
+    /// Who has a volume. `None`: nobody ever had it.
+    async fn owner(&self, name: &VolumeName) -> Result<Option<Versioned>>;
+
+    /// Changes the record, if it is still the one of revision `expected`, or makes it, if that is `None` and there is none.
+    /// `None`: somebody was quicker, and nothing was changed. After an error nobody knows whether it was.
+    async fn swap(&self, name: &VolumeName, expected: Option<u64>, record: &OwnerRecord) -> Result<Option<Versioned>>;
+
+    /// Everybody who has the volume open on the platform, wherever.
+    async fn clients(&self, name: &VolumeName) -> Result<BTreeSet<Client>>;
+
+    /// Those by which this node has it open, as the host shows: they live.
+    async fn mine(&self, name: &VolumeName) -> Result<BTreeSet<Client>>;
+
+    /// Has the platform refuse everything that these clients ask for, for good. Idempotent; what fails may have been done.
+    async fn fence(&self, clients: &BTreeSet<Client>) -> Result<()>;
+
+    /// Returns when whatever on the platform could accept a write to this volume has heard of every fence that was made before.
+    async fn barrier(&self, name: &VolumeName) -> Result<()>;
+
+    /// Gives a sign of life for this run of this node. Refused when another run of it, that lives, has the lease.
+    async fn give_sign(&self, me: &Owner, counter: u64) -> Result<()>;
+
+    /// What can be seen of a node. `None`: it never gave a sign.
+    async fn sign(&self, of: &NodeId) -> Result<Option<Sign>>;
+}
