@@ -34,6 +34,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 const OPEN: Duration = Duration::from_secs(2);
 /// How often what could not be unmounted is tried again.
 const SWEEP: Duration = Duration::from_secs(5);
+/// How often this node shows the others that it lives.
+const SIGNS: Duration = Duration::from_secs(3);
 /// How often it is asked whose container is gone, at least.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -115,6 +117,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         ledger: places.run_dir.join("ledger"),
         drivers,
         unavailable,
+        preempt: config.endpoints.docker.iter().map(|endpoint| (endpoint.name.clone(), endpoint.preempt)).collect(),
         host,
         clock: system.clone(),
         random: system,
@@ -152,6 +155,15 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         })
     };
     let looking = tokio::spawn(look_for_missing(engine.clone(), config.holders.clone(), helpers.clone()));
+    let signs = {
+        let engine = engine.clone();
+        tokio::spawn(async move {
+            loop {
+                engine.give_signs().await;
+                tokio::time::sleep(SIGNS).await;
+            }
+        })
+    };
     let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
     let mut heartbeat = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
     let mut sweep = tokio::time::interval(SWEEP);
@@ -173,6 +185,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     tracing::info!(mounted = engine.active().len(), "stopping; what is mounted stays mounted");
     settling.abort();
     looking.abort();
+    signs.abort();
     endpoints.stop();
     stop.send_replace(true);
     let call = Call { operation: engine.operation(), patience: DRAIN };

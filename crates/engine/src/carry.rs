@@ -1,23 +1,25 @@
 //! The small loop that carries a plan out: ask, do, add to the facts, ask again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dunnage_driver::{Adopt, Driver, NewVolume, Provision};
-use dunnage_host::{FormatRequest, MountRequest, Tried};
-use dunnage_model::{Error, Result, VolumeId, VolumeInfo, VolumeState};
+use dunnage_host::{Detached, FormatRequest, MountRequest, Tried};
+use dunnage_model::{Client, Error, Result, VolumeId, VolumeInfo, VolumeState};
 
 use crate::engine::{Engine, Known};
 use crate::lane::{Job, Lane, lock};
 use crate::ledger::Intent;
+use crate::own::Owning;
 use crate::planner::{self, Facts, Goal, Outcome, Staged, Step};
 
 /// Runs one job to its end.
 pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &Job) -> Result<Outcome> {
     let driver = engine.driver(&volume.driver)?.clone();
     let watcher = engine.0.settings.watcher.clone();
-    let mut work = Work { engine, volume, lane, job, driver, path: None, uuid: engine.0.settings.random.uuid() };
-    let mut facts = Facts::default();
+    let mut work = Work { engine, volume, lane, job, driver, path: None, uuid: engine.0.settings.random.uuid(), closed: BTreeSet::new() };
+    let mut facts = Facts { shared: work.driver.share().is_some(), ..Facts::default() };
     loop {
         {
             let state = lock(&lane.state);
@@ -44,6 +46,10 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
                 if facts.provision_tried && facts.undo_failed {
                     // Half made or half removed, and nobody is told of it as that.
                     lock(&engine.0.owed).insert((volume.clone(), Goal::Recover.word()), Goal::Recover);
+                }
+                if planner::must_give_up(&facts) {
+                    // The platform says that it is ours, and it may not even be attached.
+                    lock(&engine.0.owed).insert((volume.clone(), Goal::Unstage.word()), Goal::Unstage);
                 }
                 // That there is no such volume is an answer like any other.
                 match error.word() {
@@ -77,6 +83,8 @@ struct Work<'a> {
     path: Option<std::path::PathBuf>,
     /// The UUID of the filesystem that is to be.
     uuid: uuid::Uuid,
+    /// The clients of this node that have ended in order.
+    closed: BTreeSet<Client>,
 }
 
 impl Work<'_> {
@@ -127,6 +135,19 @@ impl Work<'_> {
                 self.remember(Some(&info));
                 facts.published = true;
             }
+            Step::Own => {
+                facts.own_tried = true;
+                self.owning(facts)?.own().await?;
+                facts.owned = true;
+            }
+            Step::Name => {
+                self.owning(facts)?.name().await?;
+                facts.named = true;
+            }
+            Step::GiveUp => {
+                self.owning(facts)?.give_up(&self.closed).await?;
+                facts.given_up = true;
+            }
             Step::Attach => facts.attached = Some(self.driver.attach(name).await?),
             Step::Check => {
                 let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to check"))?;
@@ -163,7 +184,17 @@ impl Work<'_> {
             }
             Step::Unmount(device) => facts.unmounted = Some(host.mounts.unmount(&target, *device).await?),
             Step::WhoUses(device) => facts.users = Some(host.mounts.users(*device, &target.path()).await?),
-            Step::Detach(device) => facts.detached = Some(self.driver.detach(name, *device).await?),
+            Step::Detach(device) => {
+                let clients = match self.driver.share() {
+                    Some(share) => share.mine(name).await?,
+                    None => BTreeSet::new(),
+                };
+                let detached = self.driver.detach(name, *device).await?;
+                if detached == Detached::Done {
+                    self.closed = clients;
+                }
+                facts.detached = Some(detached);
+            }
             Step::Release => {
                 let mut state = lock(&self.lane.state);
                 state.entry.staged = None;
@@ -245,6 +276,14 @@ impl Work<'_> {
                 known.remove(self.volume);
             }
         }
+    }
+
+    fn owning(&self, facts: &Facts) -> Result<Owning<'_>> {
+        let share = self.driver.share().ok_or_else(|| Error::internal("a volume that no other node can have was to be owned"))?;
+        let known = || self.engine.known(self.volume).map(|info| info.endpoint.clone());
+        let endpoint = facts.volume.iter().flatten().next().map(|info| info.endpoint.clone()).or_else(known);
+        let policy = endpoint.and_then(|endpoint| self.engine.0.settings.preempt.get(&endpoint).copied()).unwrap_or_default();
+        Ok(Owning { engine: self.engine, share, volume: self.volume, job: self.job, policy })
     }
 
     fn provision(&self) -> Result<&dyn Provision> {

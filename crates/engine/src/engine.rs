@@ -13,7 +13,8 @@ use dunnage_driver::{Driver, Stranger};
 use dunnage_host::{Host, Medium, Target};
 use dunnage_model::{
     AdoptAction, AttachAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey,
-    MountAction, NodeId, OperationId, PartialSpec, PublishMode, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo, VolumeName,
+    MountAction, NodeId, OperationId, PartialSpec, Preempt, PublishMode, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo,
+    VolumeName,
 };
 use jiff::Timestamp;
 use tracing::Instrument;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub drivers: Vec<Arc<dyn Driver>>,
     /// Drivers that were configured and cannot serve, with the reason.
     pub unavailable: BTreeMap<DriverName, Error>,
+    /// Whether the volumes of an endpoint are taken from other nodes, where it is not as usual.
+    pub preempt: BTreeMap<EndpointName, Preempt>,
     /// The kernel and the tools.
     pub host: Host,
     /// The clock.
@@ -142,6 +145,8 @@ pub(crate) struct Inner {
     pub missed: Mutex<BTreeMap<(VolumeId, HolderKey), crate::witness::Missed>>,
     /// What was learned of single volumes since the list that is being read was begun.
     pub touched: Mutex<BTreeSet<VolumeId>>,
+    /// The nodes that share each driver's volumes, as far as they were seen.
+    pub seen: Mutex<BTreeMap<DriverName, crate::own::Seen>>,
 }
 
 /// The engine. Cloning it is cheap: there is one.

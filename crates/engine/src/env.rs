@@ -1,5 +1,7 @@
 //! What the engine is given from outside: time, chance, and the name of this boot.
 
+use std::time::Duration;
+
 use dunnage_model::{BootId, Error, OperationId, Result};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -8,6 +10,9 @@ use uuid::Uuid;
 pub trait Clock: Send + Sync {
     /// Now.
     fn now(&self) -> Timestamp;
+
+    /// How long the machine has been up, the time that it slept included. Nobody sets it.
+    fn uptime(&self) -> Duration;
 }
 
 /// Chance.
@@ -44,6 +49,11 @@ pub struct System;
 impl Clock for System {
     fn now(&self) -> Timestamp {
         Timestamp::now()
+    }
+
+    fn uptime(&self) -> Duration {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
     }
 }
 

@@ -10,6 +10,7 @@ mod engine;
 mod env;
 mod lane;
 pub mod ledger;
+mod own;
 pub mod ownership;
 pub mod planner;
 mod reconcile;

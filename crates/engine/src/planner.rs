@@ -80,6 +80,12 @@ pub enum Step {
     Format,
     /// Give the finished storage its name.
     Publish,
+    /// Become the one node that may write to it.
+    Own,
+    /// Write down on the platform by which clients this node writes, before anything is read or written.
+    Name,
+    /// Give it up for other nodes.
+    GiveUp,
     /// Make its device appear.
     Attach,
     /// Repair the filesystem.
@@ -128,6 +134,9 @@ impl Step {
             Step::Formatting => "formatting",
             Step::Format => "format",
             Step::Publish => "publish",
+            Step::Own => "own",
+            Step::Name => "name",
+            Step::GiveUp => "give-up",
             Step::Attach => "attach",
             Step::Check => "check",
             Step::Mount => "mount",
@@ -193,6 +202,8 @@ pub struct Facts {
     pub intended: bool,
     /// The caller does not want it any more.
     pub cancelled: bool,
+    /// Other nodes can attach it, too.
+    pub shared: bool,
 
     pub volume: Option<Option<VolumeInfo>>,
     pub at: Option<Option<MountedAt>>,
@@ -206,6 +217,11 @@ pub struct Facts {
     pub formatting: bool,
     pub formatted: bool,
     pub published: bool,
+    /// The platform was asked to make it this node's: its record may say so whatever came back.
+    pub own_tried: bool,
+    pub owned: bool,
+    pub named: bool,
+    pub given_up: bool,
     pub attached: Option<Attached>,
     /// What a mount found instead of what must be there, or with errors.
     pub probe: Option<Probe>,
@@ -343,7 +359,14 @@ fn stage(f: &Facts) -> Step {
     if !f.recorded {
         return Step::Record;
     }
+    // Law 6: whoever else could write is cut off before the device is here, and we can be before anything is read from it.
+    if f.shared && !f.owned {
+        return Step::Own;
+    }
     let Some(attached) = &f.attached else { return Step::Attach };
+    if f.shared && !f.named {
+        return Step::Name;
+    }
     if let Some(there) = at {
         // Mounted, and the ledger does not know: it is ours if it is our device, and nobody's to touch if not.
         return if there.device != attached.number {
@@ -395,7 +418,15 @@ fn undo_stage(f: &Facts, error: Error) -> Step {
     if f.detached == Some(Detached::Lingering) {
         return Step::Refuse(error); // and stays written down
     }
+    if must_give_up(f) && f.attachers == 0 {
+        return Step::GiveUp;
+    }
     Step::Release
+}
+
+/// Other nodes wait for it, or will: this run, or an earlier one whose device it has detached, may have made it this node's.
+pub(crate) fn must_give_up(f: &Facts) -> bool {
+    f.shared && (f.own_tried || f.detached == Some(Detached::Done)) && !f.given_up
 }
 
 fn foreign_mount(device: DeviceNumber) -> Error {
@@ -433,6 +464,7 @@ fn unstage(f: &Facts) -> Step {
         if f.unmounted.is_none() && f.staged.is_none_or(|staged| staged.device != there.device) {
             // Not known to the ledger: only what is proven to be this volume's device is ours to unmount.
             match &f.attached {
+                None if f.shared && !f.owned => return Step::Own,
                 None => return Step::Attach,
                 Some(attached) if attached.number != there.device => {
                     // Attached only to tell them apart.
@@ -470,6 +502,7 @@ fn unstage(f: &Facts) -> Step {
             (None, Some(device)) => Step::WhoUses(device),
             (users, _) => Step::Done(Outcome::Lingering(users.clone().unwrap_or_default())),
         },
+        Some(_) if f.shared && !f.given_up => Step::GiveUp,
         Some(_) if !f.released => Step::Release,
         Some(Detached::NotThere) if at.is_none() => Step::Done(Outcome::Unstaged(ReleaseAction::NotThere)),
         Some(_) => Step::Done(Outcome::Unstaged(ReleaseAction::Released)),
@@ -478,6 +511,10 @@ fn unstage(f: &Facts) -> Step {
 
 fn remove(f: &Facts) -> Step {
     if let Some(error) = &f.failure {
+        // What was not removed is others' to use.
+        if must_give_up(f) && !f.undo_failed && matches!(f.detached, Some(Detached::Done | Detached::NotThere)) {
+            return Step::GiveUp;
+        }
         return after_recovery(f, error.clone());
     }
     if let Some(action) = f.removed {
@@ -492,6 +529,11 @@ fn remove(f: &Facts) -> Step {
         None => Step::Inspect,
         Some(None) => Step::Done(Outcome::Removed(RemoveAction::NotThere)),
         Some(Some(info)) if info.state == VolumeState::Damaged => Step::Refuse(damaged(info)),
+        Some(Some(_)) if f.shared && !f.owned => Step::Own,
+        Some(Some(_)) if f.shared && f.detached.is_none() => Step::Detach(None),
+        Some(Some(_)) if f.detached == Some(Detached::Lingering) => {
+            Step::Refuse(Error::in_use(Vec::new(), HERE, "its device is in use on this node", "end what uses it, then remove it"))
+        }
         Some(Some(_)) => Step::Remove,
     }
 }

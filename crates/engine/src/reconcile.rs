@@ -97,6 +97,7 @@ impl Engine {
             missed: Mutex::default(),
             releasing: Arc::default(),
             touched: Mutex::default(),
+            seen: Mutex::default(),
             changes: AtomicU64::new(0),
         }));
         for (volume, goal) in jobs {

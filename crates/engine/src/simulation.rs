@@ -452,6 +452,7 @@ impl World {
                 }
                 facts.published = true;
             }
+            Step::Own | Step::Name | Step::GiveUp => panic!("there are no other nodes here: see ownership::simulation"),
             Step::Attach => {
                 let found = self.lanes[v].device.is_some();
                 let minor = self.fresh();

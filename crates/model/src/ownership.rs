@@ -139,6 +139,14 @@ impl OwnerRecord {
         }
     }
 
+    /// The clients by which its owner writes, as far as they are known.
+    pub fn clients(&self) -> Option<&BTreeSet<Client>> {
+        match &self.state {
+            OwnerState::Held { clients, .. } => clients.as_ref(),
+            _ => None,
+        }
+    }
+
     /// The same with another state.
     #[must_use]
     pub fn with(&self, state: OwnerState) -> OwnerRecord {

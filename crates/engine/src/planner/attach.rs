@@ -1,8 +1,9 @@
 //! The device alone, for somebody who wants no mount.
 
+use dunnage_host::Detached;
 use dunnage_model::{AttachAction, Error, VolumeState};
 
-use super::{Facts, Outcome, Step, cancelled, damaged};
+use super::{Facts, Outcome, Step, cancelled, damaged, must_give_up};
 
 pub(super) fn attach(f: &Facts) -> Step {
     let failure = f.failure.clone().or_else(|| (f.cancelled && !f.committed).then(cancelled));
@@ -26,7 +27,13 @@ pub(super) fn attach(f: &Facts) -> Step {
     if !f.recorded {
         return Step::Record;
     }
+    if f.shared && !f.owned {
+        return Step::Own;
+    }
     let Some(attached) = &f.attached else { return Step::Attach };
+    if f.shared && !f.named {
+        return Step::Name;
+    }
     if !f.committed {
         return Step::Commit;
     }
@@ -42,6 +49,8 @@ fn undo(f: &Facts, error: Error) -> Step {
         _ if f.undo_failed || !f.recorded || f.released || others => Step::Refuse(error),
         Some(attached) if f.detached.is_none() => Step::Detach(Some(attached.number)),
         None if f.detached.is_none() => Step::Detach(None),
+        _ if f.detached == Some(Detached::Lingering) => Step::Refuse(error),
+        _ if must_give_up(f) => Step::GiveUp,
         _ => Step::Release,
     }
 }

@@ -87,6 +87,12 @@ struct World {
     /// The kernel can tell that what is mounted is in its place.
     kernel_knows: bool,
     /// Which steps fail, counted from 0.
+    /// Other nodes can attach it; the platform says that it is this node's, and by whom this node writes.
+    shared: bool,
+    ours: bool,
+    named: bool,
+    /// To be given up by the next sweep.
+    owed: bool,
     failing: BTreeMap<usize, Fail>,
     /// From this step on the caller does not want it.
     cancelled_at: usize,
@@ -108,6 +114,10 @@ impl World {
             staged: None,
             intent: false,
             kernel_knows: false,
+            shared: false,
+            ours: false,
+            named: false,
+            owed: false,
             failing: BTreeMap::new(),
             cancelled_at: usize::MAX,
             trace: Vec::new(),
@@ -134,7 +144,7 @@ impl World {
 
     /// Carries a plan out, as the engine's loop does; gives its last step.
     fn run(&mut self, goal: &Goal) -> Step {
-        let mut facts = Facts::default();
+        let mut facts = Facts { shared: self.shared, ..Facts::default() };
         for number in 0..BOUND {
             (facts.holders, facts.staged, facts.cancelled) = (self.holders, self.staged, number >= self.cancelled_at);
             let step = next(goal, &facts);
@@ -145,9 +155,11 @@ impl World {
                 if *goal == Goal::Unstage && facts.recorded && known && (held || facts.unmounted == Some(Unmounted::Busy)) {
                     self.intent = false;
                 }
+                self.owed = matches!(step, Step::Refuse(_)) && must_give_up(&facts);
                 return step;
             }
             facts.mount_tried |= step == Step::Mount;
+            facts.own_tried |= step == Step::Own;
             facts.provision_tried |= step == Step::Remove || (step == Step::Record && matches!(goal, Goal::Create { .. }));
             let before = facts.clone();
             match self.failing.get(&number) {
@@ -197,7 +209,14 @@ impl World {
                 self.info = Some(volume(VolumeState::Ready));
                 facts.published = true;
             }
+            Step::Own => (self.ours, facts.owned) = (true, true),
+            Step::Name => (self.named, facts.named) = (true, true),
+            Step::GiveUp => {
+                assert_eq!(self.attached, None, "given up while it is attached: {:?}", self.words());
+                (self.ours, self.named, facts.given_up) = (false, false, true);
+            }
             Step::Attach => {
+                assert!(!self.shared || self.ours, "attached while it is another's: {:?}", self.words());
                 let found = self.attached.is_some();
                 let number = *self.attached.get_or_insert(OURS);
                 facts.attached = Some(Attached { path: "/dev/loop3".into(), number, found });
@@ -210,6 +229,7 @@ impl World {
             }
             Step::Mount => {
                 assert_eq!(self.mounted, None, "mounted twice: {:?}", self.words());
+                assert!(!self.shared || self.named, "read before it could be cut off: {:?}", self.words());
                 // The host's one look: see `Mounts::mount`.
                 let recorded = facts.volume.iter().flatten().next().and_then(|info| info.fs_uuid);
                 if matches!(&self.on_device, Probe::Known(known) if Some(known.uuid) == recorded && !known.has_errors) {
@@ -253,6 +273,12 @@ impl World {
                 facts.released = true;
             }
             Step::Remove => {
+                let create = matches!(goal, Goal::Create { .. });
+                assert!(
+                    !self.shared || self.ours || create || !whole(self.info.as_ref()),
+                    "removed while it is another's: {:?}",
+                    self.words()
+                );
                 facts.removed = Some(if self.info.is_some() { RemoveAction::Removed } else { RemoveAction::NotThere });
                 self.info = None;
             }
@@ -275,6 +301,10 @@ impl World {
     fn nothing_here(&self) -> bool {
         self.attached.is_none() && self.mounted.is_none() && self.staged.is_none() && !self.intent
     }
+}
+
+fn whole(info: Option<&VolumeInfo>) -> bool {
+    info.is_some_and(|info| matches!(info.state, VolumeState::Ready | VolumeState::Damaged))
 }
 
 fn step_failed(number: usize) -> Error {

@@ -18,7 +18,8 @@ use dunnage_host::fake::FakeHost;
 use dunnage_host::helpers::{Registry, Runner};
 use dunnage_host::{Host, Mounts, Target};
 use dunnage_model::{
-    BootId, Bytes, Caller, CallerKind, CreateAction, EndpointName, Error, Holder, HolderKey, PartialSpec, Result, VolumeId, VolumeInfo,
+    BootId, Bytes, Caller, CallerKind, CreateAction, EndpointName, Error, Holder, HolderKey, PartialSpec, Preempt, Result, VolumeId,
+    VolumeInfo,
 };
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -41,6 +42,10 @@ impl FakeClock {
 impl Clock for FakeClock {
     fn now(&self) -> Timestamp {
         Timestamp::from_second(self.0.load(Ordering::Relaxed)).expect("a time")
+    }
+
+    fn uptime(&self) -> Duration {
+        Duration::from_secs(self.0.load(Ordering::Relaxed).unsigned_abs())
     }
 }
 
@@ -293,6 +298,13 @@ impl Machine {
         Arc::new(driver)
     }
 
+    /// Driver `local` on a pool that other machines have, too.
+    pub async fn driver_on(&self, pool: &Path) -> Local {
+        let driver = Local::new("local".parse().expect("driver"), pool.to_owned(), LIMITS, self.host(&self.tasks));
+        driver.open().await.expect("a pool");
+        driver
+    }
+
     /// A daemon that has started, and has not asked any platform.
     pub async fn start_watched(&self, watcher: Arc<Recorder>) -> Result<Engine> {
         let drivers = vec![self.driver("local", "pool", &self.tasks).await];
@@ -306,14 +318,26 @@ impl Machine {
     }
 
     async fn start_with(&self, drivers: Vec<Arc<dyn Driver>>, watcher: Arc<Recorder>) -> Result<Engine> {
+        self.start_as("n1", drivers, BTreeMap::new(), watcher).await
+    }
+
+    /// One node of several.
+    pub async fn start_as(
+        &self,
+        node: &str,
+        drivers: Vec<Arc<dyn Driver>>,
+        preempt: BTreeMap<EndpointName, Preempt>,
+        watcher: Arc<Recorder>,
+    ) -> Result<Engine> {
         Engine::start(Settings {
-            node: "n1".parse().expect("node"),
+            node: node.parse().expect("node"),
             boot: self.boot.id()?,
             volumes: self.volumes(),
             layout: dunnage_engine::Layout::default(),
             ledger: self.ledger(),
             drivers,
             unavailable: BTreeMap::new(),
+            preempt,
             host: self.host(&self.tasks),
             clock: self.clock.clone(),
             random: self.random.clone(),

@@ -61,7 +61,9 @@ mod any {
         let node = (of(mounted()), any::<bool>(), of(attached()), of(probe()), any::<bool>(), any::<bool>(), mounted());
         let gone = (of(unmounted()), of(Just(vec![process(1, "init", false)])), of(detached));
         let trouble = (of(Just(step_failed(0))), any::<bool>());
-        (ledger, platform, node, gone, trouble).prop_map(|(ledger, platform, node, gone, trouble)| {
+        let nodes = any::<(bool, bool, bool, bool, bool)>();
+        (ledger, platform, node, gone, trouble, nodes).prop_map(|(ledger, platform, node, gone, trouble, nodes)| {
+            let (shared, own_tried, owned, named, given_up) = nodes;
             let (holders, (attachers, kept, intended), staged, cancelled, recorded, committed, released) = ledger;
             let (volume, (provision_tried, allocated), probed_new, formatting, formatted, published, removed, recovered) = platform;
             let (at, in_place, attached, probe, checked, mount_tried, mounted) = node;
@@ -85,6 +87,11 @@ mod any {
                 formatting,
                 formatted,
                 published,
+                shared,
+                own_tried,
+                owned,
+                named,
+                given_up,
                 attached,
                 probe,
                 checked,
@@ -114,14 +121,20 @@ mod any {
         let node = (any::<bool>(), any::<bool>(), 0..2_usize, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>());
         let how = prop_oneof![Just(Fail::Before), Just(Fail::After)];
         let trouble = (prop::collection::btree_map(0..BOUND, how, 0..4), prop_oneof![3 => Just(usize::MAX), 1 => 0..12_usize]);
-        (info(), device, node, trouble).prop_map(|(info, device, node, trouble)| {
+        (info(), device, node, trouble, any::<bool>()).prop_map(|(info, device, node, trouble, shared)| {
             let (attached, new_storage, on_device, mounted) = device;
             let (busy, copied, holders, staged, intent, unmendable, kernel_knows) = node;
             let (failing, cancelled_at) = trouble;
             // A device that is mounted is attached.
             let attached = if mounted == Some(at(OURS)) { Some(OURS) } else { attached };
             let trace = Vec::new();
+            // What is attached is ours, and by whom we write is written down.
+            let (ours, named) = (attached.is_some(), attached.is_some());
             World {
+                shared,
+                ours,
+                named,
+                owed: false,
                 info,
                 new_storage,
                 attached,
@@ -163,6 +176,33 @@ proptest! {
             prop_assert_eq!(facts.probe, None);
             prop_assert!(facts.recorded && facts.attached.is_some() && facts.at == Some(None) && facts.failure.is_none());
             prop_assert_eq!(goal, Goal::Stage);
+        }
+    }
+
+    #[test]
+    fn law_6_no_facts_lead_to_an_attach_of_what_others_may_have_or_to_a_read_before_we_can_be_cut_off(goal in any::goal(), facts in any::facts()) {
+        let step = next(&goal, &facts);
+        if facts.shared && matches!(goal, Goal::Stage | Goal::Attach) {
+            prop_assert!(step != Step::Attach || facts.owned);
+            prop_assert!(!matches!(step, Step::Mount | Step::Check | Step::Commit) || facts.named, "{:?}", step);
+        }
+        if facts.shared && goal == Goal::Remove {
+            prop_assert!(step != Step::Remove || facts.owned);
+        }
+        if step == Step::GiveUp {
+            prop_assert!(facts.shared && !facts.given_up);
+        }
+    }
+
+    #[test]
+    fn law_6_what_is_not_attached_here_any_more_is_free_for_others_unless_it_is_written_down(mut world in any::world()) {
+        world.shared = true;
+        // What was attached was written down before.
+        world.intent |= world.attached.is_some();
+        for goal in [Goal::Stage, Goal::Unstage, Goal::Remove] {
+            world.run(&goal);
+            let left = world.ours && world.attached.is_none() && world.mounted.is_none() && world.info.is_some();
+            prop_assert!(!left || world.intent || world.owed, "{:?}", world.words());
         }
     }
 

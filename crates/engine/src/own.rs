@@ -1,0 +1,237 @@
+//! The moves of [`crate::ownership`], carried out; and the signs of life that others are judged by, and we by others.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use dunnage_driver::Share;
+use dunnage_model::{Client, DriverName, Error, Owner, Preempt, Result, VolumeId};
+
+use crate::engine::Engine;
+use crate::lane::{Job, lock};
+use crate::ownership::liveness::{Observer, SILENT_AFTER};
+use crate::ownership::{self, Claim, Move};
+use crate::planner::Goal;
+
+/// How long a node that lives is waited for. Schedulers start the new task before the old node has let go.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_secs(1);
+/// A volume that was taken is not taken again by `always` for so long: two that want it would never end.
+const RESTLESS: Duration = Duration::from_secs(60);
+
+/// What is known of the nodes that share a driver's volumes. Only a cache.
+#[derive(Default)]
+pub(crate) struct Seen {
+    counter: u64,
+    /// Since when our own lease has been good without a break, and when it was renewed last.
+    lease: Option<(Duration, Duration)>,
+    observers: BTreeMap<(String, String), Observer>,
+    /// Since when each volume has had the epoch that it has.
+    epochs: BTreeMap<VolumeId, (u64, Duration)>,
+}
+
+impl Seen {
+    fn lease_since(&self, now: Duration) -> Option<Duration> {
+        self.lease.filter(|(_, renewed)| now.saturating_sub(*renewed) < SILENT_AFTER / 2).map(|(since, _)| since)
+    }
+}
+
+impl Engine {
+    fn me(&self) -> Owner {
+        Owner { node: self.0.settings.node.clone(), boot: self.0.settings.boot.clone() }
+    }
+
+    fn uptime(&self) -> Duration {
+        self.0.settings.clock.uptime()
+    }
+
+    /// What is known of a driver's nodes, for as long as `look` looks.
+    fn seen<T>(&self, driver: &DriverName, look: impl FnOnce(&mut Seen) -> T) -> T {
+        look(lock(&self.0.seen).entry(driver.clone()).or_default())
+    }
+
+    /// Gives a sign of life to every platform that nodes share. To be called every few seconds; one that hangs does not keep
+    /// another waiting.
+    pub async fn give_signs(&self) {
+        let shared: Vec<DriverName> = self.0.drivers.values().filter(|driver| driver.share().is_some()).map(|d| d.name().clone()).collect();
+        let mut giving = tokio::task::JoinSet::new();
+        for driver in shared {
+            let engine = self.clone();
+            giving.spawn(async move {
+                if let Err(e) = engine.give_sign(&driver).await {
+                    tracing::warn!(%driver, "no sign of life could be given: {e}");
+                }
+            });
+        }
+        giving.join_all().await;
+    }
+
+    async fn give_sign(&self, name: &DriverName) -> Result<()> {
+        let driver = self.driver(name)?.clone();
+        let Some(share) = driver.share() else { return Ok(()) };
+        let asked = self.uptime();
+        let counter = self.seen(name, |seen| {
+            seen.counter += 1;
+            seen.counter
+        });
+        share.give_sign(&self.me(), counter).await?;
+        let now = self.uptime();
+        self.seen(name, |seen| seen.lease = Some((seen.lease_since(now).unwrap_or(now), asked)));
+        Ok(())
+    }
+}
+
+/// One job's dealings with a volume's record.
+pub(crate) struct Owning<'a> {
+    pub engine: &'a Engine,
+    pub share: &'a dyn Share,
+    pub volume: &'a VolumeId,
+    pub job: &'a Job,
+    pub policy: Preempt,
+}
+
+impl Owning<'_> {
+    async fn claim(&self) -> Result<Claim> {
+        let mine = self.share.mine(&self.volume.name).await?;
+        // What another node has is neither removed nor let go of, and nobody waits with it.
+        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage);
+        let policy = if impatient { Preempt::Never } else { self.policy };
+        Ok(Claim { impatient, ..Claim::new(self.engine.me(), policy, mine) })
+    }
+
+    /// Makes the volume this node's.
+    pub async fn own(&self) -> Result<()> {
+        let driver = &self.volume.driver;
+        let good = |engine: &Engine| engine.seen(driver, |seen| seen.lease_since(engine.uptime())).is_some();
+        if !good(self.engine) {
+            // Whoever cannot say that it lives could not be told from a dead node.
+            self.engine.give_sign(driver).await?;
+        }
+        let (mut claim, until) = (self.claim().await?, self.engine.uptime() + PATIENCE);
+        loop {
+            match ownership::next(&claim) {
+                Move::Done => return Ok(()),
+                Move::Refuse(error) => return Err(error),
+                Move::Wait if self.job.is_cancelled() => {
+                    return Err(Error::unavailable("the daemon is stopping", "ask again when it runs"));
+                }
+                Move::Wait => {
+                    tokio::time::sleep(LOOK).await;
+                    claim.forget();
+                    claim.impatient |= self.engine.uptime() >= until;
+                }
+                step => self.make(&mut claim, step).await?,
+            }
+        }
+    }
+
+    /// Gives the volume up. `closed` are the clients of this node that have ended in order.
+    pub async fn give_up(&self, closed: &BTreeSet<Client>) -> Result<()> {
+        let mut claim = self.claim().await?;
+        loop {
+            match ownership::release(&claim, closed) {
+                Move::Done => return Ok(()),
+                step => self.make(&mut claim, step).await?,
+            }
+        }
+    }
+
+    /// Writes down by which clients this node writes from now on.
+    pub async fn name(&self) -> Result<()> {
+        let clients = self.share.mine(&self.volume.name).await?;
+        loop {
+            let Some(found) = self.share.owner(&self.volume.name).await? else { return Err(self.lost()) };
+            let record = ownership::named(&self.engine.me(), &found.record, clients.clone()).ok_or_else(|| self.lost())?;
+            if self.share.swap(&self.volume.name, Some(found.revision), &record).await?.is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn lost(&self) -> Error {
+        Error::unavailable("another node has taken it meanwhile; nothing was read or written here", "ask again")
+    }
+
+    async fn make(&self, claim: &mut Claim, step: Move) -> Result<()> {
+        let (name, watcher, word) = (&self.volume.name, &self.engine.0.settings.watcher, word(&step));
+        let goal = self.job.goal.word();
+        tracing::debug!(step = word, "own");
+        watcher.step(goal, word, false);
+        match step {
+            Move::Read => {
+                let found = self.share.owner(name).await?;
+                let epoch = found.as_ref().map_or(0, |found| found.record.epoch);
+                claim.restless = self.is_restless(epoch);
+                claim.record = Some(found);
+            }
+            Move::ListClients => claim.clients = Some(self.share.clients(name).await?),
+            Move::Observe => self.observe(claim).await?,
+            Move::Swap(record) => {
+                let expected = claim.record.iter().flatten().map(|found| found.revision).next();
+                match self.share.swap(name, expected, &record).await? {
+                    Some(written) => claim.wrote(written),
+                    None => claim.forget(),
+                }
+            }
+            Move::Fence(clients) => {
+                tracing::warn!(volume = %self.volume, clients = ?clients, "cut off: {goal} takes the volume from them");
+                self.share.fence(&clients).await?;
+                claim.fenced.extend(clients);
+                claim.barrier = false;
+            }
+            Move::Barrier => {
+                self.share.barrier(name).await?;
+                claim.barrier = true;
+            }
+            Move::Wait | Move::Done | Move::Refuse(_) => {}
+        }
+        watcher.step(goal, word, true);
+        Ok(())
+    }
+
+    /// Looks at the node that the record names.
+    async fn observe(&self, claim: &mut Claim) -> Result<()> {
+        let record = claim.record.iter().flatten().map(|found| &found.record).next();
+        let Some(owner) = record.and_then(|record| record.owner()).cloned() else { return Ok(()) };
+        let asked = self.engine.uptime();
+        let sign = self.share.sign(&owner.node).await?;
+        let open = self.share.clients(&self.volume.name).await?;
+        let now = self.engine.uptime();
+        let held = |clients: &BTreeSet<Client>| !clients.is_disjoint(&open);
+        let open = record.is_some_and(|record| record.clients().is_some_and(held));
+        let key = (owner.node.to_string(), owner.boot.to_string());
+        claim.standing = Some(self.engine.seen(&self.volume.driver, |seen| {
+            let lease = seen.lease_since(now);
+            let observer = seen.observers.entry(key).or_insert_with(|| Observer::new(owner.boot, now));
+            observer.see(asked, now, sign);
+            observer.standing(lease, open)
+        }));
+        Ok(())
+    }
+
+    fn is_restless(&self, epoch: u64) -> bool {
+        let now = self.engine.uptime();
+        self.engine.seen(&self.volume.driver, |seen| {
+            let known = seen.epochs.entry(self.volume.clone()).or_insert((epoch, now));
+            if known.0 != epoch {
+                *known = (epoch, now);
+            }
+            now.saturating_sub(known.1) < RESTLESS
+        })
+    }
+}
+
+/// Its name in logs and crash points.
+fn word(step: &Move) -> &'static str {
+    match step {
+        Move::Read => "own-read",
+        Move::ListClients => "own-clients",
+        Move::Observe => "own-observe",
+        Move::Swap(_) => "own-swap",
+        Move::Fence(_) => "own-fence",
+        Move::Barrier => "own-barrier",
+        Move::Wait => "own-wait",
+        Move::Done => "own-done",
+        Move::Refuse(_) => "own-refuse",
+    }
+}
