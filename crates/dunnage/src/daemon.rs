@@ -117,7 +117,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         ledger: places.run_dir.join("ledger"),
         drivers,
         unavailable,
-        preempt: config.endpoints.docker.iter().map(|endpoint| (endpoint.name.clone(), endpoint.preempt)).collect(),
+        preempt: config.docker.iter().map(|endpoint| (endpoint.name.clone(), endpoint.preempt)).collect(),
         host,
         clock: system.clone(),
         random: system,

@@ -1,5 +1,7 @@
 //! Volumes that several nodes can attach: engines that take them from each other, on one platform in memory.
 
+#![allow(clippy::expect_used)]
+
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
