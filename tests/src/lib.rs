@@ -3,6 +3,7 @@
 //!
 //! They run as root inside the namespaces that `cargo xtask test` makes; run by hand, they say so and fail.
 
+pub mod ceph;
 pub mod compose;
 pub mod docker;
 pub mod fuse;

@@ -35,6 +35,12 @@ const fn package(name: &'static str, tiers: &'static [u8], here_if: Here, why: &
     Package { name, tiers, here_if, why, split_off: false }
 }
 
+const QEMU_RBD: &str = if cfg!(target_arch = "aarch64") {
+    "/usr/lib/aarch64-linux-gnu/qemu/block-rbd.so"
+} else {
+    "/usr/lib/x86_64-linux-gnu/qemu/block-rbd.so"
+};
+
 const PACKAGES: &[Package] = &[
     package("e2fsprogs", &[2, 3, 4], Here::Command("mkfs.ext4"), "makes, checks and grows ext4"),
     package("xfsprogs", &[2, 3, 4], Here::Command("mkfs.xfs"), "makes xfs"),
@@ -63,6 +69,11 @@ const PACKAGES: &[Package] = &[
     package("docker.io", &[3], Here::Command("dockerd"), "an engine that the tests start by themselves"),
     // A package of its own since Debian 13.
     Package { split_off: true, ..package("docker-cli", &[3], Here::Command("docker"), "what talks to the engine") },
+    package("ceph-mon", &[3], Here::Command("ceph-mon"), "a Ceph cluster that the tests start by themselves: its monitor"),
+    package("ceph-osd", &[3], Here::Command("ceph-osd"), "its storage daemons"),
+    package("ceph-common", &[3], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
+    package("qemu-system-common", &[3], Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),
+    package("qemu-block-extra", &[3], Here::File(QEMU_RBD), "lets qemu-storage-daemon open Ceph's images"),
     package("busybox-static", &[3], Here::StaticCommand { command: "busybox", conflicts: "busybox" }, "the image that test containers run"),
 ];
 

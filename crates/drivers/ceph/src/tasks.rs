@@ -1,0 +1,226 @@
+//! What helpers do with a cluster. A helper keeps its connection from one task to the next: to make one takes longer than most
+//! tasks.
+//!
+//! A connection that was fenced stays so, and one that is lost may: it is given up with the task that finds it out, which
+//! fails. The next task makes another one, which is another client to the cluster.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use dunnage_host::helpers::{Registry, Task};
+use dunnage_model::{Bytes, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::{Access, ClientAddress, Cluster, ImageInfo, ImageName, Pool, Versioned, Watcher, is_fenced};
+
+/// The tasks that helpers must know for this driver.
+pub fn tasks(registry: Registry) -> Registry {
+    registry
+        .with::<ReadRecord>()
+        .with::<CreateRecord>()
+        .with::<SwapRecord>()
+        .with::<RemoveRecord>()
+        .with::<CreateImage>()
+        .with::<ListImages>()
+        .with::<StatImage>()
+        .with::<RemoveImage>()
+        .with::<ImageWatchers>()
+        .with::<Instance>()
+        .with::<Blocklist>()
+        .with::<Barrier>()
+}
+
+/// A pool, and how to get to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The cluster.
+    pub access: Access,
+    /// The pool's name.
+    pub pool: String,
+}
+
+/// A connection, and the pools that were used by it.
+struct Kept {
+    access: Access,
+    cluster: Cluster,
+    pools: Vec<Pool>,
+}
+
+thread_local! {
+    static KEPT: RefCell<Vec<Kept>> = const { RefCell::new(Vec::new()) };
+}
+
+fn with_kept<T>(access: &Access, work: impl FnOnce(&mut Kept) -> Result<T>) -> Result<T> {
+    // Taken out while it is used, so that a failure drops it.
+    let kept = KEPT.with_borrow_mut(|all| all.iter().position(|kept| kept.access == *access).map(|at| all.swap_remove(at)));
+    let mut kept = match kept {
+        Some(kept) => kept,
+        None => Kept { access: access.clone(), cluster: Cluster::connect(access)?, pools: Vec::new() },
+    };
+    let outcome = work(&mut kept);
+    if !matches!(&outcome, Err(e) if is_fenced(e) || e.kind == Kind::PlatformUnavailable) {
+        KEPT.with_borrow_mut(|all| all.push(kept));
+    }
+    outcome
+}
+
+impl Place {
+    fn with<T>(&self, work: impl FnOnce(&Pool) -> Result<T>) -> Result<T> {
+        with_kept(&self.access, |kept| {
+            if let Some(pool) = kept.pools.iter().find(|pool| pool.name() == self.pool) {
+                return work(pool);
+            }
+            let pool = kept.cluster.pool(&self.pool)?;
+            let outcome = work(&pool);
+            kept.pools.push(pool);
+            outcome
+        })
+    }
+}
+
+/// A task in a pool: its name, its fields, what comes of it, and the one call that it is.
+macro_rules! task {
+    ($(#[$doc:meta])* $task:ident, $name:literal, { $($(#[$of_field:meta])* $field:ident: $type:ty),* } -> $output:ty, $pool:ident => $call:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Serialize, Deserialize)]
+        pub struct $task {
+            /// Where.
+            pub place: Place,
+            $($(#[$of_field])* pub $field: $type,)*
+        }
+
+        impl Task for $task {
+            const NAME: &'static str = $name;
+            type Output = $output;
+
+            fn run(self) -> Result<$output> {
+                let $task { place, $($field),* } = self;
+                place.with(|$pool| $call)
+            }
+        }
+    };
+}
+
+task! {
+    /// [`Pool::read`].
+    ReadRecord, "ceph.read", {
+        /// The object.
+        oid: String
+    } -> Option<Versioned>, pool => pool.read(&oid)
+}
+
+task! {
+    /// [`Pool::create`].
+    CreateRecord, "ceph.create", {
+        /// The object.
+        oid: String,
+        /// Its first revision.
+        revision: u64,
+        /// What it says.
+        data: Vec<u8>
+    } -> bool, pool => pool.create(&oid, revision, &data)
+}
+
+task! {
+    /// [`Pool::swap`].
+    SwapRecord, "ceph.swap", {
+        /// The object.
+        oid: String,
+        /// The revision that it must have.
+        expected: u64,
+        /// The one that it gets.
+        revision: u64,
+        /// What it says then.
+        data: Vec<u8>
+    } -> bool, pool => pool.swap(&oid, expected, revision, &data)
+}
+
+task! {
+    /// [`Pool::remove`].
+    RemoveRecord, "ceph.remove", {
+        /// The object.
+        oid: String,
+        /// The revision that it must have.
+        expected: u64
+    } -> bool, pool => pool.remove(&oid, expected)
+}
+
+task! {
+    /// [`Pool::create_image`].
+    CreateImage, "ceph.create-image", {
+        /// Its name.
+        name: String,
+        /// How long it is to be.
+        size: Bytes
+    } -> bool, pool => pool.create_image(&name, size)
+}
+
+task! {
+    /// [`Pool::images`].
+    ListImages, "ceph.list-images", {} -> Vec<ImageName>, pool => pool.images()
+}
+
+task! {
+    /// [`Pool::image`].
+    StatImage, "ceph.stat-image", {
+        /// Its name.
+        name: String
+    } -> Option<ImageInfo>, pool => pool.image(&name)
+}
+
+task! {
+    /// [`Pool::remove_image`].
+    RemoveImage, "ceph.remove-image", {
+        /// Its name.
+        name: String
+    } -> bool, pool => pool.remove_image(&name)
+}
+
+task! {
+    /// [`Pool::image_watchers`].
+    ImageWatchers, "ceph.image-watchers", {
+        /// Its name.
+        name: String
+    } -> Option<Vec<Watcher>>, pool => pool.image_watchers(&name)
+}
+
+task! {
+    /// [`Pool::barrier`].
+    Barrier, "ceph.barrier", {} -> (), pool => pool.barrier()
+}
+
+/// [`Cluster::blocklist`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Blocklist {
+    /// The cluster.
+    pub access: Access,
+    /// Whom.
+    pub clients: Vec<ClientAddress>,
+    /// For how long.
+    pub duration: Duration,
+}
+
+impl Task for Blocklist {
+    const NAME: &'static str = "ceph.blocklist";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        with_kept(&self.access, |kept| kept.cluster.blocklist(&self.clients, self.duration))
+    }
+}
+
+/// [`Cluster::instance`], of this helper's connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Instance {
+    /// The cluster.
+    pub access: Access,
+}
+
+impl Task for Instance {
+    const NAME: &'static str = "ceph.instance";
+    type Output = Vec<ClientAddress>;
+
+    fn run(self) -> Result<Vec<ClientAddress>> {
+        with_kept(&self.access, |kept| kept.cluster.instance())
+    }
+}

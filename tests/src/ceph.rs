@@ -1,0 +1,417 @@
+//! A Ceph cluster of a test's own: one monitor and a few storage daemons with all that is theirs in the test's folder, on
+//! ports of the loopback that were free.
+//!
+//! The daemons are our children and never leave the foreground; the data lie in sparse files. Keys are made here, so that the
+//! monitor knows all of them from its first moment and nobody has to wait for one.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dunnage_driver_ceph::{Access, Cluster, Pool};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::docker::find;
+use crate::{BOUND, Ran, eventually, scratch, skip};
+
+/// The pool that is there from the beginning.
+pub const POOL: &str = "rbd";
+/// The user of the daemon, who may do what it needs and no more.
+pub const USER: &str = "dunnage";
+/// How many placement groups the pool has.
+pub const GROUPS: u32 = 8;
+
+/// Whether there is a manager. RADOS and RBD do not need one, and it takes 300 MB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manager {
+    None,
+    One,
+}
+
+/// A cluster.
+pub struct Ceph {
+    /// Everything of it is in here.
+    pub folder: PathBuf,
+    monitor: Option<Child>,
+    manager: Option<Child>,
+    osds: Vec<Option<Child>>,
+}
+
+impl Ceph {
+    /// A cluster whose pool can be used; `None` where Ceph is not installed (noted as a skip).
+    pub fn start(osds: usize) -> Option<Ceph> {
+        Ceph::start_with(osds, Manager::None)
+    }
+
+    /// The same, with a manager or without.
+    pub fn start_with(osds: usize, manager: Manager) -> Option<Ceph> {
+        let mut programs = vec![("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common"), ("monmaptool", "ceph-common")];
+        if manager == Manager::One {
+            programs.push(("ceph-mgr", "ceph-mgr"));
+        }
+        if let Some((program, package)) = programs.into_iter().find(|(program, _)| find(program).is_none()) {
+            skip(&format!("needs {program} (package {package})"));
+            return None;
+        }
+        let mut ceph = Ceph { folder: scratch(), monitor: None, manager: None, osds: (0..osds).map(|_| None).collect() };
+        ceph.configure();
+        ceph.make_keys();
+        ceph.make_monitor();
+        ceph.monitor = Some(ceph.spawn("ceph-mon", "a"));
+        let ids: Vec<String> = (0..osds).map(|_| uuid::Uuid::new_v4().to_string()).collect();
+        // The daemons' own first steps take as long as the monitor's: both at once.
+        let making: Vec<Child> = ids.iter().enumerate().map(|(n, id)| ceph.make_osd(n, id)).collect();
+        let admin = ceph.connected(&Access { timeout: Duration::from_secs(30), ..ceph.admin_access() });
+        for (n, id) in ids.iter().enumerate() {
+            let new = json!({ "prefix": "osd new", "uuid": id, "id": n });
+            admin.monitor(&new).expect("the monitor takes a storage daemon");
+        }
+        for mut child in making {
+            assert!(child.wait().expect("wait").success(), "a storage daemon made no store: {}", ceph.log());
+        }
+        for n in 0..osds {
+            ceph.osds[n] = Some(ceph.spawn("ceph-osd", &n.to_string()));
+        }
+        let create = json!({ "prefix": "osd pool create", "pool": POOL, "pg_num": GROUPS, "pgp_num": GROUPS, "pool_type": "replicated" });
+        admin.monitor(&create).expect("a pool");
+        admin.monitor(&json!({ "prefix": "osd pool application enable", "pool": POOL, "app": "rbd" })).expect("an application");
+        if manager == Manager::One {
+            ceph.manager = Some(ceph.spawn("ceph-mgr", "x"));
+        }
+        ceph.wait_until_whole(&admin);
+        Some(ceph)
+    }
+
+    fn configure(&self) {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+        let (folder, osds) = (self.folder.display(), self.osds.len());
+        let (size, min) = (osds.min(3), if osds > 1 { 2 } else { 1 });
+        let text = format!(
+            "[global]
+fsid = {fsid}
+mon host = [v2:127.0.0.1:{port}/0]
+public addr = 127.0.0.1
+cluster addr = 127.0.0.1
+ms bind ipv6 = false
+ms bind msgr1 = false
+ms bind port min = 20000
+ms bind port max = 29999
+auth cluster required = cephx
+auth service required = cephx
+auth client required = cephx
+auth allow insecure global id reclaim = false
+run dir = {folder}
+crash dir = {folder}
+admin socket =
+pid file =
+keyring = {folder}/$name.keyring
+log file = {folder}/$name.log
+log to stderr = false
+osd pool default size = {size}
+osd pool default min size = {min}
+osd pool default pg autoscale mode = off
+osd crush chooseleaf type = 0
+osd heartbeat interval = 1
+osd heartbeat grace = 6
+mon allow pool size one = true
+mon allow pool delete = true
+mon warn on pool no redundancy = false
+
+[mon]
+mon data = {folder}/mon
+keyring = {folder}/mon..keyring
+mon cluster log file = {folder}/cluster.log
+mon data avail crit = 1
+mon data avail warn = 1
+mon osd min down reporters = 1
+mon osd down out interval = 600
+paxos propose interval = 0.05
+paxos min wait = 0.01
+
+[mgr]
+mgr data = {folder}/mgr
+mgr initial modules =
+
+[osd]
+osd data = {folder}/osd$id
+osd objectstore = bluestore
+bluestore block size = 8589934592
+bluestore fsck on mkfs = false
+bluestore rocksdb cf = false
+bdev aio poll ms = 10
+debug rocksdb = 0/0
+bluestore cache autotune = false
+bluestore cache size = 67108864
+osd memory target autotune = false
+osd op num shards = 2
+osd op num threads per shard = 1
+osd class load list = *
+osd class default list = *
+",
+            fsid = uuid::Uuid::new_v4()
+        );
+        std::fs::write(self.conf(), text).expect("ceph.conf");
+    }
+
+    /// A keyring each, and one with all of them, which the monitor begins with.
+    fn make_keys(&self) {
+        const ALL: &[(&str, &str)] = &[("mon", "allow *"), ("osd", "allow *"), ("mgr", "allow *"), ("mds", "allow *")];
+        self.add_key("mon.", &[("mon", "allow *")]);
+        self.add_key("client.admin", ALL);
+        self.add_key(&format!("client.{USER}"), &[("mon", "profile rbd"), ("osd", "profile rbd")]);
+        self.add_key("mgr.x", &[("mon", "allow profile mgr"), ("osd", "allow *"), ("mds", "allow *")]);
+        for n in 0..self.osds.len() {
+            self.add_key(&format!("osd.{n}"), &[("mon", "allow profile osd"), ("mgr", "allow profile osd"), ("osd", "allow *")]);
+        }
+    }
+
+    fn add_key(&self, entity: &str, caps: &[(&str, &str)]) {
+        let mut entry = format!("[{entity}]\n\tkey = {}\n", new_key());
+        for (service, cap) in caps {
+            let _ = writeln!(entry, "\tcaps {service} = \"{cap}\"");
+        }
+        std::fs::write(self.folder.join(format!("{entity}.keyring")), &entry).expect("keyring");
+        let all = File::options().create(true).append(true).open(self.folder.join("all.keyring")).expect("keyring");
+        std::io::Write::write_all(&mut &all, entry.as_bytes()).expect("keyring");
+    }
+
+    fn make_monitor(&self) {
+        let conf = std::fs::read_to_string(self.conf()).expect("ceph.conf");
+        let value = |key: &str| conf.lines().find_map(|line| line.strip_prefix(key)).expect("a value").trim_start_matches(" = ").to_owned();
+        let (map, address) = (self.folder.join("monmap"), value("mon host").replace("/0]", "]"));
+        let mut list = Command::new("monmaptool");
+        list.args(["--create", "--fsid", &value("fsid"), "--addv", "a", &address]).arg(&map);
+        ran(list.stdin(Stdio::null())).ok();
+        let mut make = Command::new("ceph-mon");
+        make.arg("-c").arg(self.conf()).args(["--mkfs", "-i", "a", "--monmap"]).arg(&map);
+        ran(make.arg("--keyring").arg(self.folder.join("all.keyring")).stdin(Stdio::null())).ok();
+    }
+
+    fn make_osd(&self, n: usize, id: &str) -> Child {
+        std::fs::create_dir_all(self.folder.join(format!("osd{n}"))).expect("folder");
+        let mut make = Command::new("ceph-osd");
+        make.arg("-c").arg(self.conf()).args(["--mkfs", "-i", &n.to_string(), "--osd-uuid", id]);
+        self.with_log(make).spawn().expect("ceph-osd")
+    }
+
+    fn spawn(&self, program: &str, id: &str) -> Child {
+        let mut command = Command::new(program);
+        command.arg("-c").arg(self.conf()).args(["-f", "-i", id]);
+        self.with_log(command).spawn().expect(program)
+    }
+
+    fn with_log(&self, mut command: Command) -> Command {
+        let log = File::options().create(true).append(true).open(self.folder.join("said")).expect("log");
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("log")).stderr(log).current_dir(&self.folder);
+        command
+    }
+
+    /// Every placement group answers once it is served. (A client that asked before the daemons are there would learn of them
+    /// only when it next looks, after five seconds.)
+    fn wait_until_whole(&self, admin: &Cluster) {
+        let up = format!("\"num_up_osds\":{}", self.osds.len());
+        eventually("the storage daemons are up", BOUND, || {
+            let said = admin.monitor(&json!({ "prefix": "osd stat", "format": "json" })).expect("osd stat");
+            String::from_utf8_lossy(&said).contains(&up)
+        });
+        let access = Access { timeout: BOUND, ..self.access() };
+        self.pool_as(&access).barrier().unwrap_or_else(|e| panic!("the pool cannot be used: {e}; {}", self.log()));
+    }
+
+    /// What the daemons have said at their start.
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.join("said")).unwrap_or_default()
+    }
+
+    /// Its `ceph.conf`.
+    pub fn conf(&self) -> PathBuf {
+        self.folder.join("ceph.conf")
+    }
+
+    /// The key of [`USER`].
+    pub fn keyring(&self) -> PathBuf {
+        self.folder.join(format!("client.{USER}.keyring"))
+    }
+
+    /// How the daemon gets in.
+    pub fn access(&self) -> Access {
+        Access { conf: self.conf(), user: USER.to_owned(), keyring: Some(self.keyring()), timeout: Duration::from_secs(10) }
+    }
+
+    /// How an operator gets in.
+    pub fn admin_access(&self) -> Access {
+        let keyring = self.folder.join("client.admin.keyring");
+        Access { conf: self.conf(), user: "admin".to_owned(), keyring: Some(keyring), timeout: Duration::from_secs(10) }
+    }
+
+    /// A connection of its own, and the pool in it.
+    pub fn pool(&self) -> Pool {
+        self.pool_as(&self.access())
+    }
+
+    fn pool_as(&self, access: &Access) -> Pool {
+        self.connected(access).pool(POOL).expect("the pool")
+    }
+
+    fn connected(&self, access: &Access) -> Cluster {
+        Cluster::connect(access).unwrap_or_else(|e| panic!("{e}; {}", self.log()))
+    }
+
+    /// Runs the operator's command.
+    pub fn ceph(&self, args: &[&str]) -> Ran {
+        self.command("ceph", args)
+    }
+
+    /// Runs one of Ceph's commands (`ceph`, `rbd`, `rados`) as the operator.
+    pub fn command(&self, program: &str, args: &[&str]) -> Ran {
+        let mut command = Command::new("timeout");
+        ran(command
+            .args(["-s", "KILL", "60", program, "-c"])
+            .arg(self.conf())
+            .args(["--name", "client.admin"])
+            .args(args)
+            .stdin(Stdio::null()))
+    }
+
+    /// `kill -9` of a storage daemon.
+    pub fn kill_osd(&mut self, n: usize) {
+        end(&mut self.osds[n]);
+    }
+
+    /// Starts it again, and does not wait until it serves.
+    pub fn start_osd(&mut self, n: usize) {
+        assert!(self.osds[n].is_none(), "it runs already");
+        self.osds[n] = Some(self.spawn("ceph-osd", &n.to_string()));
+    }
+
+    /// From now on the monitor says nothing.
+    pub fn stop_mon(&self) {
+        self.signal_mon(Signal::STOP);
+        let stat = PathBuf::from(format!("/proc/{}/stat", self.monitor.as_ref().expect("it runs").id()));
+        let stopped = || std::fs::read_to_string(&stat).is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')));
+        eventually("the monitor has stopped", BOUND, stopped);
+    }
+
+    /// It answers again.
+    pub fn cont_mon(&self) {
+        self.signal_mon(Signal::CONT);
+    }
+
+    fn signal_mon(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.monitor.as_ref().expect("it runs")), signal).expect("signal");
+    }
+}
+
+impl Drop for Ceph {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- what Ceph's daemons said ---\n{}", self.log());
+        }
+        self.osds.iter_mut().chain([&mut self.manager, &mut self.monitor]).for_each(end);
+        for n in 0..self.osds.len() {
+            // Sparse, and of no use to anybody.
+            let _ = std::fs::remove_file(self.folder.join(format!("osd{n}/block")));
+        }
+    }
+}
+
+fn end(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn ran(command: &mut Command) -> Ran {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// A key as cephx has it: its type (1, AES), when it was made, how long it is (16), and as many bytes by chance.
+fn new_key() -> String {
+    let mut key = vec![1, 0];
+    key.extend([0; 8]);
+    key.extend([16, 0]);
+    key.extend(uuid::Uuid::new_v4().into_bytes());
+    STANDARD.encode(key)
+}
+
+/// The resident memory of a process, in MiB.
+pub fn resident_mib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("status");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+}
+
+/// Another client of the cluster, in a process of its own: it can be frozen, fenced and killed.
+pub struct Client {
+    child: Child,
+    said: std::io::Lines<std::io::BufReader<std::process::ChildStdout>>,
+    /// Its address, as it says itself.
+    pub address: dunnage_driver_ceph::ClientAddress,
+}
+
+impl Client {
+    /// Starts `program` (`env!("CARGO_BIN_EXE_ceph-client")`) with words that say what it is to do, and waits until it is
+    /// connected.
+    pub fn start(program: &str, ceph: &Ceph, words: &[&str]) -> Client {
+        let access = serde_json::to_string(&ceph.access()).expect("json");
+        let mut command = Command::new(program);
+        let mut child = command.arg(access).args(words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the client runs");
+        let mut said = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().expect("piped")));
+        let address = said.next().expect("it says its address").expect("a line").parse().expect("an address");
+        Client { child, said, address }
+    }
+
+    /// The next line that it says; nothing when it has ended.
+    pub fn line(&mut self) -> Option<String> {
+        self.said.next().map(|line| line.expect("a line"))
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Brings it to a halt.
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).expect("signal");
+    }
+
+    /// It goes on.
+    pub fn thaw(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).expect("signal");
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How long something takes, and what comes of it.
+pub fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let begun = Instant::now();
+    let outcome = work();
+    (begun.elapsed(), outcome)
+}
+
+/// The middle one of some times.
+pub fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// A clock that all processes share.
+pub fn since_1970() -> Duration {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970")
+}
