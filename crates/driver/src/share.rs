@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use dunnage_model::{BootId, Client, NodeId, Owner, OwnerRecord, Result, VolumeName};
+use serde::{Deserialize, Serialize};
 
 /// A record as it was read, and what a change of it is compared with.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,11 +16,11 @@ pub struct Versioned {
 }
 
 /// What was seen of a node at one time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sign {
     /// Which run of it has the lease.
     pub boot: BootId,
-    /// Its watch is there.
+    /// Its watch is there, and answers.
     pub watched: bool,
     /// Its counter.
     pub counter: u64,

@@ -11,6 +11,8 @@ mod cluster;
 mod fault;
 mod image;
 mod library;
+mod node;
+mod owners;
 mod pool;
 pub mod tasks;
 
@@ -18,5 +20,6 @@ pub use address::ClientAddress;
 pub use cluster::{Access, Cluster, PoolName};
 pub use fault::is_fenced;
 pub use image::{Image, ImageInfo, ImageName, Watcher, features};
+pub use owners::Owners;
 pub use pool::{Heard, Listener, Pool, Versioned, Watch};
 pub use tasks::tasks;

@@ -28,6 +28,8 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<Instance>()
         .with::<Blocklist>()
         .with::<Barrier>()
+        .with::<crate::node::GiveSign>()
+        .with::<crate::node::ReadSign>()
 }
 
 /// A pool, and how to get to it.
@@ -65,7 +67,7 @@ fn with_kept<T>(access: &Access, work: impl FnOnce(&mut Kept) -> Result<T>) -> R
 }
 
 impl Place {
-    fn with<T>(&self, work: impl FnOnce(&Pool) -> Result<T>) -> Result<T> {
+    pub(crate) fn with<T>(&self, work: impl FnOnce(&Pool) -> Result<T>) -> Result<T> {
         with_kept(&self.access, |kept| {
             if let Some(pool) = kept.pools.iter().find(|pool| pool.name() == self.pool) {
                 return work(pool);
