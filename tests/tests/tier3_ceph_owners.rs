@@ -246,6 +246,8 @@ fn law_6_a_stranger_s_image_is_in_use_and_its_address_is_named() {
 #[test]
 fn law_6_a_short_fence_loses_what_a_frozen_client_writes_when_it_thaws_and_ours_does_not() {
     let Some((ceph, pool)) = with_pg(1) else { return };
+    // How long the cluster took to forget the short one: ours is tried for as long, and longer.
+    let mut forgotten_after = Duration::ZERO;
     for (cut, loses) in [(Cut::FenceTo(Duration::from_secs(2)), true), (Cut::Nothing, false)] {
         let prefix = format!("loses-{loses}");
         let (a, b) = (Node::new(&ceph, "a", &prefix), Node::new(&ceph, "b", &prefix));
@@ -256,8 +258,15 @@ fn law_6_a_short_fence_loses_what_a_frozen_client_writes_when_it_thaws_and_ours_
         assert_eq!(b.claim(Preempt::IfDead, Standing::Dead, cut), Ok(Move::Done));
         let seen = read(&pool, &prefix);
         let its = old.address;
+        let fenced = Instant::now();
+        let has_ended = || !pool.cluster().blocklisted().expect("a list").contains(&its);
         if loses {
-            eventually("the fence has ended", BOUND, || !pool.cluster().blocklisted().expect("a list").contains(&its));
+            eventually("the fence has ended", BOUND, has_ended);
+            forgotten_after = fenced.elapsed();
+        } else {
+            // A cluster that forgets does so every five seconds.
+            let long = forgotten_after + Duration::from_secs(6);
+            eventually("it was long enough", BOUND, || fenced.elapsed() > long || has_ended());
         }
         old.thaw();
         goes_on(old);

@@ -73,6 +73,8 @@ const PACKAGES: &[Package] = &[
     package("ceph-osd", &[3], Here::Command("ceph-osd"), "its storage daemons"),
     package("ceph-common", &[3], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
     package("qemu-system-common", &[3], Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),
+    // Which of the two has qemu-storage-daemon differs from release to release.
+    package("qemu-utils", &[3], Here::Command("qemu-img"), "the same, in newer releases"),
     package("qemu-block-extra", &[3], Here::File(QEMU_RBD), "lets qemu-storage-daemon open Ceph's images"),
     package("busybox-static", &[3], Here::StaticCommand { command: "busybox", conflicts: "busybox" }, "the image that test containers run"),
 ];
