@@ -234,7 +234,12 @@ pub fn install(args: &InstallArgs) -> Result<()> {
     }
     let plan = Plan::new(args)?;
     let this = fs::read("/proc/self/exe").map_err(|e| Error::os("cannot read this binary", &e))?;
-    // First, for it is refused where another program has the name.
+    // Before the link that leads to it.
+    if let (path, Some(program)) = &plan.dvdcli {
+        let content = fs::read(program).map_err(|e| Error::os(format_args!("cannot read {}", program.display()), &e))?;
+        write(&plan.at(path), &content, 0o755)?;
+    }
+    // Before the binary, for it is refused where another program has the name.
     for (link, to) in &plan.links {
         match relink(&plan.at(link), to) {
             // The old service may stay beside us for as long as somebody wants it.
@@ -243,10 +248,6 @@ pub fn install(args: &InstallArgs) -> Result<()> {
         }
     }
     write(&plan.at(&plan.binary), &this, 0o755)?;
-    if let (path, Some(program)) = &plan.dvdcli {
-        let content = fs::read(program).map_err(|e| Error::os(format_args!("cannot read {}", program.display()), &e))?;
-        write(&plan.at(path), &content, 0o755)?;
-    }
     for (path, content) in plan.files()? {
         write(&plan.at(&path), &content, 0o644)?;
     }
@@ -290,6 +291,7 @@ pub fn uninstall(args: &InstallArgs, places: &Places, extent: Extent) -> Result<
             Err(e) => return Err(Error::os(format_args!("cannot remove {}", path.display()), &e)),
         }
     }
+    let _ = plan.dvdcli.0.parent().map(|folder| fs::remove_dir(plan.at(folder)));
     println!("volumes and their data stay in {}", places.state_dir.display());
     Ok(())
 }

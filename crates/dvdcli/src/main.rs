@@ -1,5 +1,5 @@
-//! dvdcli as a program of its own: a tenth of the binary `dunnage`, which answers to this name too. Linked statically it starts
-//! in a third of the time (`cargo xtask dist`, `cargo xtask bench dvdcli`).
+//! dvdcli as a program of its own: a fifth of the binary `dunnage`, which answers to this name too. Linked statically it starts in
+//! less than half the time (`cargo xtask dist`, `cargo xtask bench dvdcli`).
 
 use std::process::ExitCode;
 

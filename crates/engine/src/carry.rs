@@ -283,7 +283,7 @@ impl Work<'_> {
         let known = || self.engine.known(self.volume).map(|info| info.endpoint.clone());
         let endpoint = facts.volume.iter().flatten().next().map(|info| info.endpoint.clone()).or_else(known);
         let policy = endpoint.and_then(|endpoint| self.engine.0.settings.preempt.get(&endpoint).copied()).unwrap_or_default();
-        Ok(Owning { engine: self.engine, share, volume: self.volume, job: self.job, policy })
+        Ok(Owning { engine: self.engine, share, volume: self.volume, lane: self.lane, job: self.job, policy })
     }
 
     fn provision(&self) -> Result<&dyn Provision> {

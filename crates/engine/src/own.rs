@@ -7,7 +7,7 @@ use dunnage_driver::Share;
 use dunnage_model::{Client, DriverName, Error, Owner, Preempt, Result, VolumeId};
 
 use crate::engine::Engine;
-use crate::lane::{Job, lock};
+use crate::lane::{Job, Lane, lock};
 use crate::ownership::liveness::{Observer, SILENT_AFTER};
 use crate::ownership::{self, Claim, Move};
 use crate::planner::Goal;
@@ -86,6 +86,7 @@ pub(crate) struct Owning<'a> {
     pub engine: &'a Engine,
     pub share: &'a dyn Share,
     pub volume: &'a VolumeId,
+    pub lane: &'a Lane,
     pub job: &'a Job,
     pub policy: Preempt,
 }
@@ -114,6 +115,9 @@ impl Owning<'_> {
                 Move::Refuse(error) => return Err(error),
                 Move::Wait if self.job.is_cancelled() => {
                     return Err(Error::unavailable("the daemon is stopping", "ask again when it runs"));
+                }
+                Move::Wait if lock(&self.lane.state).entry.holders.is_empty() => {
+                    return Err(Error::unavailable("whoever asked for it has gone while another node had it", "ask again"));
                 }
                 Move::Wait => {
                     tokio::time::sleep(LOOK).await;

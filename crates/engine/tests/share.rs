@@ -307,6 +307,29 @@ async fn law_6_what_a_node_that_lives_keeps_is_in_use_there_and_the_error_says_s
 }
 
 #[tokio::test]
+async fn law_9_nobody_waits_for_another_node_on_behalf_of_a_caller_that_has_gone() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    create(&a.engine, "pg").await.expect("created");
+    hold(&a.engine, "pg", &docker("c1")).await;
+    let waiting = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    waiting.abort();
+    rest(&b.engine).await;
+    b.machine.assert_clean("after its caller had gone");
+    assert_eq!(cluster.state(), "held by a as a-1");
+    // A retry while it waits joins it, and both are answered when it comes.
+    let first = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
+    let second = tokio::spawn(mount(&b.engine, "pg", &docker("c3")));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    unmount(&a.engine, "pg", &docker("c1")).await.expect("unmounted");
+    for waiting in [first, second] {
+        waiting.await.expect("no panic").expect("mounted").claim.delivered();
+    }
+    assert_eq!(b.machine.count("mount"), 1);
+}
+
+#[tokio::test]
 async fn law_6_a_dead_node_s_volume_is_taken_with_its_clients_cut_off_and_the_barrier_passed_before_it_is_attached() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.node("a").await, cluster.node("b").await);
