@@ -12,6 +12,9 @@ use crate::workspace::{Profile, TESTS_PACKAGE, Workspace};
 pub struct Options {
     /// Only this measurement: single, scale, stuck, dvdcli or io
     name: Option<String>,
+    /// How long each run of fio takes: longer runs differ less by chance
+    #[arg(long, value_name = "N", default_value = "1.5")]
+    seconds: f64,
 }
 
 /// Builds, runs the program `bench` of `dunnage-tests`, and says where the figures are.
@@ -29,7 +32,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     let release = workspace.target.join("release");
     let place = sandbox.place(Who::Root)?;
     let mut command = sandbox.command(&place, &programs, &release.join("bench"), &workspace.root);
-    command.args(&options.name).arg("--json").arg(&figures);
+    command.args(&options.name).arg("--json").arg(&figures).args(["--seconds", &options.seconds.to_string()]);
     let status = command.status().context("cannot run bench")?;
     let (_, leaks) = sandbox.close(&place);
     for leak in &leaks {

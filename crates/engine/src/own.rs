@@ -66,6 +66,12 @@ impl Engine {
         giving.join_all().await;
     }
 
+    /// Whether the platform says that a volume is this run's.
+    pub(crate) async fn owns(&self, share: &dyn Share, volume: &VolumeId) -> Result<bool> {
+        let found = share.owner(&volume.name).await?;
+        Ok(found.is_some_and(|found| found.record.owner() == Some(&self.me())))
+    }
+
     async fn give_sign(&self, name: &DriverName) -> Result<()> {
         let driver = self.driver(name)?.clone();
         let Some(share) = driver.share() else { return Ok(()) };
@@ -94,9 +100,14 @@ pub(crate) struct Owning<'a> {
 impl Owning<'_> {
     async fn claim(&self) -> Result<Claim> {
         let mine = self.share.mine(&self.volume.name).await?;
-        // What another node has is neither removed nor let go of, and nobody waits with it.
-        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage);
-        let policy = if impatient { Preempt::Never } else { self.policy };
+        // What another node has is neither removed nor let go of nor finished, and nobody waits with it. What a dead one was making
+        // is anybody's to undo.
+        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage | Goal::Recover);
+        let policy = match self.job.goal {
+            Goal::Recover => Preempt::IfDead,
+            _ if impatient => Preempt::Never,
+            _ => self.policy,
+        };
         Ok(Claim { impatient, ..Claim::new(self.engine.me(), policy, mine) })
     }
 

@@ -424,6 +424,10 @@ fn undo_stage(f: &Facts, error: Error) -> Step {
     Step::Release
 }
 
+fn is_detached(f: &Facts) -> bool {
+    matches!(f.detached, Some(Detached::Done | Detached::NotThere))
+}
+
 /// Other nodes wait for it, or will: this run, or an earlier one whose device it has detached, may have made it this node's.
 pub(crate) fn must_give_up(f: &Facts) -> bool {
     f.shared && (f.own_tried || f.detached == Some(Detached::Done)) && !f.given_up
@@ -511,11 +515,11 @@ fn unstage(f: &Facts) -> Step {
 
 fn remove(f: &Facts) -> Step {
     if let Some(error) = &f.failure {
-        // What was not removed is others' to use.
-        if must_give_up(f) && !f.undo_failed && matches!(f.detached, Some(Detached::Done | Detached::NotThere)) {
-            return Step::GiveUp;
-        }
-        return after_recovery(f, error.clone());
+        return match after_recovery(f, error.clone()) {
+            // What was not removed is others' to use.
+            Step::Refuse(_) if must_give_up(f) && is_detached(f) && !f.undo_failed => Step::GiveUp,
+            step => step,
+        };
     }
     if let Some(action) = f.removed {
         return Step::Done(Outcome::Removed(action));
@@ -531,19 +535,38 @@ fn remove(f: &Facts) -> Step {
         Some(Some(info)) if info.state == VolumeState::Damaged => Step::Refuse(damaged(info)),
         Some(Some(_)) if f.shared && !f.owned => Step::Own,
         Some(Some(_)) if f.shared && f.detached.is_none() => Step::Detach(None),
-        Some(Some(_)) if f.detached == Some(Detached::Lingering) => {
-            Step::Refuse(Error::in_use(Vec::new(), HERE, "its device is in use on this node", "end what uses it, then remove it"))
-        }
+        Some(Some(_)) if f.detached == Some(Detached::Lingering) => Step::Refuse(still_in_use("remove it")),
         Some(Some(_)) => Step::Remove,
     }
 }
 
 fn recover(f: &Facts) -> Step {
     match (&f.failure, &f.recovered) {
+        (Some(_), _) if must_give_up(f) && is_detached(f) && !f.undo_failed => Step::GiveUp,
         (Some(error), _) => Step::Refuse(error.clone()),
+        (None, None) if f.shared => recover_shared(f),
         (None, None) => Step::Recover,
+        (None, Some(_)) if must_give_up(f) => Step::GiveUp,
         (None, Some(done)) => Step::Done(Outcome::Recovered(done.clone())),
     }
+}
+
+/// Another node may be making it just now.
+fn recover_shared(f: &Facts) -> Step {
+    match &f.volume {
+        None => Step::Inspect,
+        Some(Some(VolumeInfo { state: VolumeState::Creating | VolumeState::Removing, .. })) => match &f.detached {
+            _ if !f.owned => Step::Own,
+            None => Step::Detach(None),
+            Some(Detached::Lingering) => Step::Refuse(still_in_use("undo it")),
+            Some(_) => Step::Recover,
+        },
+        Some(_) => Step::Done(Outcome::Recovered(None)),
+    }
+}
+
+fn still_in_use(then: &str) -> Error {
+    Error::in_use(Vec::new(), HERE, "its device is in use on this node", format!("end what uses it, then {then}"))
 }
 
 fn describe(probe: &Probe) -> String {

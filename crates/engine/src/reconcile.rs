@@ -137,17 +137,34 @@ impl Engine {
         };
         for attachment in attachments {
             let volume = VolumeId { driver: driver.name().clone(), name: attachment.name };
-            let lane = self.lane(&volume);
-            let idle = {
-                let state = lock(&lane.state);
-                state.entry.is_empty() && state.jobs.is_empty()
-            };
-            if idle {
+            if self.is_idle(&volume) {
                 tracing::warn!(volume = %volume, device = %attachment.number, "attached, and nobody wants it: let go");
                 self.owe(volume, Goal::Unstage);
             }
         }
+        let Some(share) = driver.share() else { return true };
+        // What this run had claimed when its daemon was killed, or by a change that came late, and does not use.
+        let known: Vec<VolumeId> = crate::view::read(&self.0.known).keys().filter(|id| id.driver == *driver.name()).cloned().collect();
+        for volume in known {
+            match self.owns(share, &volume).await {
+                Ok(true) if self.is_idle(&volume) => {
+                    tracing::warn!(volume = %volume, "this node's, and nobody here wants it: given up");
+                    self.owe(volume, Goal::Unstage);
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    tracing::error!(volume = %volume, "nobody can say whose it is: {e}");
+                    return false;
+                }
+            }
+        }
         true
+    }
+
+    fn is_idle(&self, volume: &VolumeId) -> bool {
+        let lane = self.lane(volume);
+        let state = lock(&lane.state);
+        state.entry.is_empty() && state.jobs.is_empty()
     }
 
     /// Reads a driver's whole list into memory, and takes up what is half done there.

@@ -330,6 +330,28 @@ async fn law_9_nobody_waits_for_another_node_on_behalf_of_a_caller_that_has_gone
 }
 
 #[tokio::test]
+async fn law_6_what_a_late_change_has_made_this_node_s_is_given_up_when_it_looks_again() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    create(&a.engine, "pg").await.expect("created");
+    {
+        let mut platform = cluster.platform.lock().expect("platform");
+        let owner = Owner { node: "a".parse().expect("name"), boot: dunnage_model::BootId("boot-0".to_owned()) };
+        let record = OwnerRecord::new().with(OwnerState::Held { owner, clients: None, taken: false });
+        platform.owners.insert(volume("pg").name, Versioned { revision: 7, record });
+    }
+    a.engine.settle().await;
+    rest(&a.engine).await;
+    assert_eq!(cluster.state(), "free");
+    hold(&b.engine, "pg", &docker("c2")).await;
+    // What is in use stays.
+    b.engine.settle().await;
+    rest(&b.engine).await;
+    assert!(b.mounted());
+    assert_eq!(cluster.state(), "held by b as b-1");
+}
+
+#[tokio::test]
 async fn law_6_a_dead_node_s_volume_is_taken_with_its_clients_cut_off_and_the_barrier_passed_before_it_is_attached() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.node("a").await, cluster.node("b").await);

@@ -283,6 +283,8 @@ impl World {
                 self.info = None;
             }
             Step::Recover => {
+                let create = matches!(goal, Goal::Create { .. });
+                assert!(!self.shared || self.ours || create, "undone while another may be making it: {:?}", self.words());
                 let half = self.info.take_if(|info| matches!(info.state, VolumeState::Creating | VolumeState::Removing));
                 facts.recovered = Some(half.map(|_| "undid it".to_owned()));
             }

@@ -7,7 +7,7 @@ use std::process::Command;
 use dunnage_host::linux::floor;
 use serde_json::{Value, json};
 
-use crate::{Caller, Row, end, quiet_node};
+use crate::{Caller, Row, argument, end, quiet_node};
 
 const PAIRS: usize = 7;
 
@@ -21,6 +21,7 @@ const JOBS: [(&str, &[&str], &str); 5] = [
 ];
 
 pub fn rows() -> Vec<Row> {
+    let seconds = argument("--seconds").map_or(1.5, |text| text.parse().expect("--seconds is a number"));
     if Command::new("fio").arg("--version").output().is_err() {
         println!("fio is not installed (package fio): the volumes' throughput is not measured");
         return Vec::new();
@@ -40,7 +41,7 @@ pub fn rows() -> Vec<Row> {
     let mounted = [by_hand("hand", &hand), by_hand("hand2", &second)];
     // All files are there and filled before anything is measured.
     for folder in [&ours, &hand, &second] {
-        fio(folder, &["--rw=write", "--bs=1M", "--iodepth=4"], "write", false);
+        fio(folder, &["--rw=write", "--bs=1M", "--iodepth=4"], "write", None);
     }
     let mut rows = Vec::new();
     for (what, flags, side) in JOBS {
@@ -50,7 +51,7 @@ pub fn rows() -> Vec<Row> {
             // Who begins changes.
             turn.rotate_left(pair % 3);
             for (folder, into) in turn {
-                into.push(fio(folder, flags, side, true));
+                into.push(fio(folder, flags, side, Some(seconds)));
             }
         }
         let median_ratio = |ones: &[f64]| {
@@ -82,12 +83,12 @@ pub fn rows() -> Vec<Row> {
     rows
 }
 
-/// One run; gives its operations in a second.
-fn fio(folder: &Path, flags: &[&str], side: &str, timed: bool) -> f64 {
+/// One run, of so many seconds or of the whole file; gives its operations in a second.
+fn fio(folder: &Path, flags: &[&str], side: &str, seconds: Option<f64>) -> f64 {
     let mut command = Command::new("fio");
     command.args(["--name=x", "--filename=fio", "--size=256M", "--direct=1", "--ioengine=libaio", "--output-format=json", "--norandommap"]);
-    if timed {
-        command.args(["--time_based", "--runtime=1500ms"]);
+    if let Some(seconds) = seconds {
+        command.arg("--time_based").arg(format!("--runtime={}ms", (seconds * 1000.0).round()));
     }
     let output = command.args(flags).current_dir(folder).output().expect("fio");
     let text = String::from_utf8_lossy(&output.stdout);

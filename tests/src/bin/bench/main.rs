@@ -145,11 +145,15 @@ type Section = fn() -> Vec<Row>;
 const SECTIONS: [(&str, Section); 5] =
     [("single", single::rows), ("scale", scale::rows), ("stuck", stuck::rows), ("dvdcli", processes::rows), ("io", io::rows)];
 
+/// What follows this word on the command line.
+fn argument(name: &str) -> Option<String> {
+    std::env::args().skip_while(|arg| arg != name).nth(1)
+}
+
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let json_path = arguments.iter().position(|arg| arg == "--json").and_then(|at| arguments.get(at + 1));
-    let name = arguments.first().filter(|arg| !arg.starts_with("--"));
-    let chosen: Vec<_> = SECTIONS.iter().filter(|(section, _)| name.is_none_or(|name| name == section)).collect();
+    let json_path = argument("--json");
+    let name = std::env::args().nth(1).filter(|arg| !arg.starts_with("--"));
+    let chosen: Vec<_> = SECTIONS.iter().filter(|(section, _)| name.as_deref().is_none_or(|name| name == *section)).collect();
     assert!(!chosen.is_empty(), "there is no measurement {name:?}: use one of {:?}", SECTIONS.map(|(section, _)| section));
     let rows: Vec<Row> = chosen.iter().flat_map(|(_, section)| section()).collect();
 
@@ -177,7 +181,7 @@ fn main() {
         .collect();
     let text = serde_json::to_string_pretty(&rendered).expect("json");
     match json_path {
-        Some(path) => std::fs::write(path, text + "\n").unwrap_or_else(|e| panic!("{path}: {e}")),
+        Some(path) => std::fs::write(&path, text + "\n").unwrap_or_else(|e| panic!("{path}: {e}")),
         None => println!("{text}"),
     }
     if rows.iter().any(|row| !row.met) {
