@@ -154,6 +154,10 @@ impl Owning<'_> {
     /// Writes down by which clients this node writes from now on.
     pub async fn name(&self) -> Result<()> {
         let clients = self.share.mine(&self.volume.name).await?;
+        if clients.is_empty() {
+            // Whoever took the volume from us would cut off nobody.
+            return Err(Error::internal("it is attached, and the driver cannot say by which client"));
+        }
         loop {
             let Some(found) = self.share.owner(&self.volume.name).await? else { return Err(self.lost()) };
             let record = ownership::named(&self.engine.me(), &found.record, clients.clone()).ok_or_else(|| self.lost())?;

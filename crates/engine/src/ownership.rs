@@ -187,8 +187,7 @@ fn strangers(claim: &Claim, record: &OwnerRecord, known: &BTreeSet<Client>) -> R
 /// that is the policy.
 fn from_strangers(claim: &Claim, record: &OwnerRecord, strangers: BTreeSet<Client>) -> Move {
     match claim.policy {
-        // Ours is cut off with them: it is attached anew.
-        Preempt::Always => take(claim, record, strangers.union(&claim.mine).cloned().collect(), false),
+        Preempt::Always => take(claim, record, strangers, false),
         Preempt::Never | Preempt::IfDead => {
             let who = strangers.iter().map(|client| format!("client {client}")).collect();
             let kind = Kind::InUse { holders: who, node: "another".to_owned() };

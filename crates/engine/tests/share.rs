@@ -245,6 +245,16 @@ impl Cluster {
     }
 }
 
+/// Two nodes, and `pg`, which the first one holds.
+async fn held_by_a(policy_of_b: Preempt) -> (Cluster, Node, Node) {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a").await, cluster.node_with("b", policy_of_b).await);
+    create(&a.engine, "pg").await.expect("created");
+    hold(&a.engine, "pg", &docker("c1")).await;
+    cluster.story();
+    (cluster, a, b)
+}
+
 impl Node {
     fn mounted(&self) -> bool {
         self.machine.fake.mounted().iter().any(|path| path.ends_with(Path::new("local/pg")))
@@ -276,10 +286,7 @@ async fn law_6_a_volume_is_owned_before_it_is_attached_named_before_it_is_read_a
 
 #[tokio::test]
 async fn law_6_what_a_node_that_lives_has_is_waited_for_and_mounted_when_it_lets_go() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
-    create(&a.engine, "pg").await.expect("created");
-    hold(&a.engine, "pg", &docker("c1")).await;
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
     let waiting = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!waiting.is_finished() && !b.mounted());
@@ -292,10 +299,7 @@ async fn law_6_what_a_node_that_lives_has_is_waited_for_and_mounted_when_it_lets
 
 #[tokio::test]
 async fn law_6_what_a_node_that_lives_keeps_is_in_use_there_and_the_error_says_so() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
-    create(&a.engine, "pg").await.expect("created");
-    hold(&a.engine, "pg", &docker("c1")).await;
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
     let waiting = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
     tokio::time::sleep(Duration::from_millis(200)).await;
     b.lives_for(48).await;
@@ -308,10 +312,7 @@ async fn law_6_what_a_node_that_lives_keeps_is_in_use_there_and_the_error_says_s
 
 #[tokio::test]
 async fn law_9_nobody_waits_for_another_node_on_behalf_of_a_caller_that_has_gone() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
-    create(&a.engine, "pg").await.expect("created");
-    hold(&a.engine, "pg", &docker("c1")).await;
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
     let waiting = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
     tokio::time::sleep(Duration::from_millis(200)).await;
     waiting.abort();
@@ -353,10 +354,7 @@ async fn law_6_what_a_late_change_has_made_this_node_s_is_given_up_when_it_looks
 
 #[tokio::test]
 async fn law_6_a_dead_node_s_volume_is_taken_with_its_clients_cut_off_and_the_barrier_passed_before_it_is_attached() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
-    create(&a.engine, "pg").await.expect("created");
-    hold(&a.engine, "pg", &docker("c1")).await;
+    let (cluster, _a, b) = held_by_a(Preempt::IfDead).await;
     cluster.dies("a");
     cluster.story();
     let waiting = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
@@ -371,10 +369,7 @@ async fn law_6_a_dead_node_s_volume_is_taken_with_its_clients_cut_off_and_the_ba
 
 #[tokio::test]
 async fn law_6_always_takes_it_from_a_node_that_lives_and_cuts_it_off_first() {
-    let cluster = Cluster::new();
-    let (a, b) = (cluster.node("a").await, cluster.node_with("b", Preempt::Always).await);
-    create(&a.engine, "pg").await.expect("created");
-    hold(&a.engine, "pg", &docker("c1")).await;
+    let (cluster, a, b) = held_by_a(Preempt::Always).await;
     cluster.story();
     hold(&b.engine, "pg", &docker("c2")).await;
     assert_eq!(cluster.story()[..3], ["b: fencing by b of a-1", "b: fence a-1", "b: barrier"]);
@@ -408,11 +403,26 @@ async fn law_6_who_loses_it_while_it_attaches_reads_nothing() {
 }
 
 #[tokio::test]
-async fn law_6_a_removal_of_what_another_node_has_is_refused_at_once() {
+async fn law_6_what_nobody_could_cut_off_is_not_read() {
     let cluster = Cluster::new();
-    let (a, b) = (cluster.node("a").await, cluster.node_with("b", Preempt::Always).await);
+    let a = cluster.node("a").await;
     create(&a.engine, "pg").await.expect("created");
-    hold(&a.engine, "pg", &docker("c1")).await;
+    let mine = a.mine.clone();
+    // A driver that does not know by which client it has attached.
+    a.steps.at_each(move |_, step, after| {
+        if step == "attach" && after {
+            mine.lock().expect("mine").clear();
+        }
+    });
+    let error = mount(&a.engine, "pg", &docker("c1")).await.err().expect("refused").to_string();
+    assert!(error.contains("by which client"), "{error}");
+    assert_eq!(a.machine.count("mount"), 0, "it was read");
+    assert_eq!(cluster.state(), "free");
+}
+
+#[tokio::test]
+async fn law_6_a_removal_of_what_another_node_has_is_refused_at_once() {
+    let (cluster, a, b) = held_by_a(Preempt::Always).await;
     let error = b.engine.remove(&call(&b.engine), &volume("pg")).await.expect_err("refused").to_string();
     assert!(error.starts_with("in_use{a}"), "{error}");
     assert!(a.mounted() && cluster.pool().join("pg/image").exists());

@@ -145,6 +145,10 @@ mod law_6_one_writer {
             let taken = decides(found(Preempt::Always, record(7, state)), Standing::Alive, &clients(["10.0.0.9:0/1"]));
             assert_eq!(fences(taken), (8, clients(["10.0.0.9:0/1"]), false));
         }
+        // What this node has open itself is no stranger, and is not cut off with one.
+        let ours = record(7, held_by("b", Some(clients(["b1"]))));
+        let claim = Claim { mine: clients(["b1"]), ..found(Preempt::Always, ours) };
+        assert_eq!(fences(decides(claim, Standing::Alive, &clients(["b1", "x"]))), (8, clients(["x"]), false));
     }
 
     #[test]
