@@ -27,3 +27,25 @@ pub fn loops_beneath(folder: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+/// The processes that have this in their command line, but for tests and shells.
+pub fn processes_with(text: &str) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line);
+        if line.split('\0').next().is_some_and(|program| program.ends_with("qemu-storage-daemon")) && line.contains(text) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// `kill -9`, and waits until it is gone.
+pub fn kill(pid: u32) {
+    let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return };
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let alive = || std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty());
+    crate::eventually("a killed process has died", crate::BOUND, || !alive());
+}

@@ -60,6 +60,8 @@ pub struct Node {
     pub env: Vec<(String, String)>,
     /// How much it logs; `None` is what a user gets.
     pub log_level: Option<&'static str>,
+    /// What it calls itself.
+    pub name: &'static str,
     /// The endpoint that a test speaks to.
     pub endpoint: &'static str,
     /// Where the plugin sockets go; its own folder unless a test says otherwise.
@@ -105,7 +107,7 @@ impl Node {
     pub fn new() -> Node {
         let folder = scratch();
         let plugins = folder.join("plugins");
-        Node { folder, env: Vec::new(), log_level: Some("debug"), endpoint: "dunnage", plugins, child: None }
+        Node { folder, env: Vec::new(), log_level: Some("debug"), name: "n1", endpoint: "dunnage", plugins, child: None }
     }
 
     /// A node with a running daemon.
@@ -152,7 +154,7 @@ impl Node {
             command.arg("--config").arg(config);
         }
         command.arg("--state-dir").arg(self.state()).arg("--run-dir").arg(self.run_dir()).arg("--plugin-dir").arg(&self.plugins);
-        command.arg("--node").arg("n1").stdin(Stdio::null());
+        command.arg("--node").arg(self.name).stdin(Stdio::null());
         command
     }
 
@@ -380,6 +382,31 @@ impl Node {
         }
     }
 
+    /// The processes that carry a device of this node.
+    pub fn carriers(&self) -> Vec<u32> {
+        kernel::processes_with(&self.run_dir().join("devices").display().to_string())
+    }
+
+    /// Nothing of this node says another word to anybody, and nothing of it that is not on a disk is there any more.
+    pub fn cut_power(&mut self) {
+        // First the way to the data, so that nothing of what is in memory gets there.
+        self.carriers().into_iter().for_each(kernel::kill);
+        self.kill();
+        self.let_go();
+        std::fs::remove_dir_all(self.run_dir()).expect("nothing is mounted in it");
+    }
+
+    /// Takes down what the kernel has of this node.
+    fn let_go(&self) {
+        self.carriers().into_iter().for_each(kernel::kill);
+        for mount in kernel::mounts_beneath(&self.folder).into_iter().rev() {
+            let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
+        }
+        for device in kernel::loops_beneath(&self.folder) {
+            let _ = Command::new("losetup").arg("-d").arg(device).status();
+        }
+    }
+
     /// Nothing of it is mounted or attached. (Checked again by xtask, for the whole machine.)
     #[track_caller]
     pub fn assert_nothing_left(&self) {
@@ -387,6 +414,8 @@ impl Node {
         assert!(left.is_empty(), "still mounted: {left:?}");
         let loops = kernel::loops_beneath(&self.folder);
         assert!(loops.is_empty(), "still attached: {loops:?}");
+        let carriers = self.carriers();
+        assert!(carriers.is_empty(), "still carried: {carriers:?}");
     }
 }
 
@@ -407,12 +436,7 @@ impl Drop for Node {
             let _ = child.wait();
         }
         self.wait_for_helpers();
-        for mount in kernel::mounts_beneath(&self.folder).into_iter().rev() {
-            let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
-        }
-        for device in kernel::loops_beneath(&self.folder) {
-            let _ = Command::new("losetup").arg("-d").arg(device).status();
-        }
+        self.let_go();
     }
 }
 

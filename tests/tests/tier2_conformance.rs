@@ -38,7 +38,7 @@ async fn passes(pool: &Path) {
     for case in CASES {
         let driver = Local::new("local".parse().expect("name"), pool.to_owned(), LIMITS, host.clone());
         driver.open().await.expect("open");
-        case.run(&Bench { driver: &driver, host: &host }).await.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        case.run(&Bench { driver: &driver, host: &host, maker: None }).await.unwrap_or_else(|e| panic!("{}: {e}", case.name));
         assert_eq!(std::fs::read_dir(pool).expect("pool").count(), 0, "{} left something", case.name);
         assert!(kernel::loops_beneath(pool).is_empty(), "{} left a loop", case.name);
     }

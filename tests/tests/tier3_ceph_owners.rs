@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dunnage_driver::Versioned;
-use dunnage_driver_ceph::tasks::Place;
-use dunnage_driver_ceph::{Owners, Pool};
+use dunnage_driver::{NewVolume, Provision, Share, Versioned};
+use dunnage_driver_ceph::{Pool, Settings};
 use dunnage_engine::ownership::liveness::{Observer, Standing};
 use dunnage_engine::ownership::{Claim, Move, named, next, release};
 use dunnage_host::helpers::Helpers;
+use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
-use dunnage_model::{BootId, Bytes, Client as Address, Error, Owner, OwnerState, Preempt, VolumeName};
+use dunnage_model::{BootId, Bytes, Client as Address, Error, Owner, OwnerState, PartialSpec, Preempt, VolumeName};
 use dunnage_tests::ceph::{Ceph, Client, POOL};
 use dunnage_tests::{BOUND, eventually};
 
@@ -30,7 +30,7 @@ enum Cut {
 
 /// A node, as far as the platform sees it.
 struct Node {
-    owners: Owners,
+    owners: dunnage_driver_ceph::Ceph,
     me: Owner,
     runtime: tokio::runtime::Runtime,
 }
@@ -42,10 +42,13 @@ impl Node {
             let (brood, _) = Brood::begin(&ceph.folder.join(format!("{name}-{boot}-{kind}"))).expect("begin");
             Arc::new(Helpers::new(CLIENT.into(), brood))
         };
-        let place = Place { access: ceph.access(), pool: POOL.to_owned() };
-        let _entered = runtime.enter();
-        let owners = Owners::new(place, helpers("work"), helpers("signs"));
         let me = Owner { node: name.parse().expect("a name"), boot: BootId(boot.to_owned()) };
+        let folder = ceph.folder.join(format!("{name}-{boot}-devices"));
+        let (name, pools) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()]);
+        let settings = Settings { name, access: ceph.access(), pools, repl: None, me: me.clone(), folder };
+        let _entered = runtime.enter();
+        let host = dunnage_host::linux::host(helpers("host"), Tools::find());
+        let owners = dunnage_driver_ceph::Ceph::new(settings, host, helpers("work"), helpers("signs"));
         Node { owners, me, runtime }
     }
 
@@ -84,7 +87,7 @@ impl Node {
             }
             Move::Barrier => {
                 if cut != Cut::Fence {
-                    self.owners.barrier().await?;
+                    self.owners.barrier(&pg()).await?;
                 }
                 claim.barrier = true;
             }
@@ -131,11 +134,22 @@ fn address(client: &Client) -> Address {
     Address(client.address.to_string())
 }
 
-/// A cluster with the image `pg`.
+/// A cluster with the volume `pg`, which is nobody's.
 fn with_pg(osds: usize) -> Option<(Ceph, Pool)> {
     let ceph = Ceph::start(osds)?;
+    let maker = Node::new(&ceph, "maker", "1");
+    let spec = PartialSpec { size: Some(Bytes::mib(64)), ..PartialSpec::default() }.complete().expect("a spec");
+    let (endpoint, created) = ("dunnage".parse().expect("a name"), jiff::Timestamp::UNIX_EPOCH);
+    let new = NewVolume { name: pg(), endpoint, spec, created, maker: Some(maker.me.clone()) };
+    maker.runtime.block_on(async {
+        maker.owners.record(&new).await.expect("recorded");
+        maker.owners.allocate(&pg()).await.expect("allocated");
+        // Nothing is ever mounted: what is on it does not matter.
+        maker.owners.formatting(&pg(), uuid::Uuid::new_v4()).await.expect("formatting");
+        maker.owners.publish(&pg()).await.expect("published");
+    });
+    maker.gives_up(&BTreeSet::new());
     let pool = ceph.pool();
-    assert_eq!(pool.create_image("pg", Bytes::mib(64)), Ok(true));
     Some((ceph, pool))
 }
 
@@ -286,7 +300,7 @@ fn law_6_a_fence_before_the_claim_misses_whom_the_owner_has_become() {
     // The short cut: it fences whom it has read of, and claims then.
     let found = b.record();
     b.runtime.block_on(b.owners.fence(found.record.clients().expect("named"))).expect("fenced");
-    b.runtime.block_on(b.owners.barrier()).expect("barrier");
+    b.runtime.block_on(b.owners.barrier(&pg())).expect("barrier");
     // Its daemon sees an error, and attaches anew: the volume is its own still.
     let second = writer(&ceph, "second");
     assert!(a.names(&second));

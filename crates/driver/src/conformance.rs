@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use dunnage_host::{Detached, FormatRequest, Host};
-use dunnage_model::{Error, PartialSpec, RemoveAction, Result, VolumeName, VolumeState};
+use dunnage_model::{Error, Owner, PartialSpec, RemoveAction, Result, VolumeName, VolumeState};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -18,6 +18,8 @@ pub struct Bench<'a> {
     pub driver: &'a dyn Driver,
     /// The host.
     pub host: &'a Host,
+    /// Who the volumes are to be, of a driver that others could use at the same time.
+    pub maker: Option<Owner>,
 }
 
 type Run = for<'a> fn(&'a Bench<'a>) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -64,21 +66,28 @@ impl Bench<'_> {
         self.driver.provision().ok_or_else(|| Error::internal("this driver makes no volumes"))
     }
 
-    fn new_volume(name: &str) -> Result<NewVolume> {
+    fn new_volume(&self, name: &str) -> Result<NewVolume> {
         let spec = PartialSpec { size: Some("64MiB".parse()?), ..Default::default() }.complete()?;
-        Ok(NewVolume { name: name.parse()?, endpoint: "conformance".parse()?, spec, created: Timestamp::UNIX_EPOCH })
+        let (name, endpoint, created) = (name.parse()?, "conformance".parse()?, Timestamp::UNIX_EPOCH);
+        Ok(NewVolume { name, endpoint, spec, created, maker: self.maker.clone() })
     }
 
     /// Makes a volume by the whole road.
     async fn make(&self, name: &str) -> Result<VolumeName> {
-        let new = Self::new_volume(name)?;
+        let new = self.new_volume(name)?;
         let provision = self.provision()?;
         provision.record(&new).await?;
-        let path = provision.allocate(&new.name).await?;
+        let allocated = provision.allocate(&new.name).await?;
+        let attached = if allocated.is_none() { Some(self.driver.attach(&new.name).await?) } else { None };
+        let path = allocated.or(attached.as_ref().map(|attached| attached.path.clone())).unwrap_or_default();
         let uuid = Uuid::from_u128(7);
         provision.formatting(&new.name, uuid).await?;
         let request = FormatRequest::plain(path, new.spec.fs, uuid);
         self.host.filesystems.format(&request).await?;
+        if let Some(attached) = attached {
+            let detached = self.driver.detach(&new.name, Some(attached.number)).await?;
+            expect(detached == Detached::Done, format!("its new device is {detached:?}"))?;
+        }
         provision.publish(&new.name).await?;
         Ok(new.name)
     }
@@ -99,7 +108,7 @@ async fn a_volume_that_was_never_made_is_nowhere(bench: &Bench<'_>) -> Result<()
 
 async fn a_made_volume_is_found_and_listed_with_what_was_asked(bench: &Bench<'_>) -> Result<()> {
     let name = bench.make("made").await?;
-    let asked = Bench::new_volume("made")?;
+    let asked = bench.new_volume("made")?;
     let info = bench.driver.inspect(&name).await?.ok_or_else(|| Error::internal("inspect does not find it"))?;
     expect(info.state == VolumeState::Ready, format!("it is {}", info.state))?;
     expect(info.spec == asked.spec && info.endpoint == asked.endpoint && info.created == asked.created, "it is not what was asked")?;
@@ -109,7 +118,7 @@ async fn a_made_volume_is_found_and_listed_with_what_was_asked(bench: &Bench<'_>
 }
 
 async fn a_half_made_volume_is_not_ready_and_cannot_be_attached(bench: &Bench<'_>) -> Result<()> {
-    let new = Bench::new_volume("half-made")?;
+    let new = bench.new_volume("half-made")?;
     bench.provision()?.record(&new).await?;
     let info = bench.driver.inspect(&new.name).await?;
     expect(info.map(|i| i.state) == Some(VolumeState::Creating), "it is not shown as being made")?;
@@ -166,7 +175,7 @@ async fn a_removed_volume_is_gone_and_removing_it_again_is_nothing(bench: &Bench
 
 async fn recovery_undoes_a_half_made_volume_and_leaves_a_finished_one(bench: &Bench<'_>) -> Result<()> {
     let whole = bench.make("whole").await?;
-    let half = Bench::new_volume("half")?;
+    let half = bench.new_volume("half")?;
     bench.provision()?.record(&half).await?;
     bench.provision()?.allocate(&half.name).await?;
     bench.provision()?.recover(&half.name).await?;

@@ -5,6 +5,7 @@
 //! the driver refuses only what its platform shows to be wrong.
 
 pub mod conformance;
+mod record;
 mod share;
 
 use std::path::PathBuf;
@@ -12,12 +13,14 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use dunnage_host::{Detached, DeviceNumber, KnownFs, Medium, Probe, Space};
 use dunnage_model::{
-    Bytes, DriverName, EndpointName, Error, HintPolicy, PartialSpec, RemoveAction, Result, RootPath, VolumeInfo, VolumeName, VolumeSpec,
+    Bytes, DriverName, EndpointName, Error, HintPolicy, Owner, PartialSpec, RemoveAction, Result, RootPath, VolumeInfo, VolumeName,
+    VolumeSpec,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use record::{Phase, VolumeRecord};
 pub use share::{Share, Sign, Versioned};
 
 /// From where a volume can be reached: what Docker calls scope.
@@ -70,6 +73,8 @@ pub struct NewVolume {
     pub spec: VolumeSpec,
     /// Now.
     pub created: Timestamp,
+    /// The node that makes it, where others could, too: it is this node's from the first moment.
+    pub maker: Option<Owner>,
 }
 
 /// What a driver's store says of itself.
@@ -205,8 +210,8 @@ pub trait Provision: Send + Sync {
     /// Writes down that the volume is wanted. Refuses when the platform has no room.
     async fn record(&self, new: &NewVolume) -> Result<()>;
 
-    /// Makes its storage, blank, under a temporary name, and says where.
-    async fn allocate(&self, name: &VolumeName) -> Result<PathBuf>;
+    /// Makes its storage, blank, under a temporary name, and says where. `None`: it is attached like any other volume.
+    async fn allocate(&self, name: &VolumeName) -> Result<Option<PathBuf>>;
 
     /// Writes down that its storage, proven blank, is about to be formatted.
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()>;

@@ -251,6 +251,8 @@ fn word_of<T: PartialEq>(value: T, words: &[(&'static str, T)]) -> &'static str 
 pub enum DriverConfig {
     /// Image files in a pool on this node's disk.
     Local(LocalConfig),
+    /// Images of Ceph's RBD.
+    Ceph(CephConfig),
     /// A type that is known, and not in this build: its endpoints answer `platform_unavailable` by name.
     Unavailable {
         /// The type, such as `ceph`.
@@ -280,6 +282,39 @@ impl LocalConfig {
     fn builtin(name: &str, places: &Places) -> Self {
         let pool = places.state_dir.join("pool").join(name);
         LocalConfig { pool, store: Store::default(), vfs: None, reserve: Share::percent(5), warn: Share::percent(85), overcommit: None }
+    }
+}
+
+/// A driver of type `ceph`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephConfig {
+    /// The cluster's own configuration.
+    pub conf: PathBuf,
+    /// The user, without `client.` before it.
+    pub user: String,
+    /// Its key, where it is not where `conf` says.
+    pub keyring: Option<PathBuf>,
+    /// The pool that has the records of all volumes, and the images of those that ask for no other.
+    pub pool: String,
+    /// Others, which are chosen by how many copies they keep.
+    pub pools: Vec<String>,
+    /// How many copies a new volume asks for where its caller does not say.
+    pub repl: Option<u32>,
+    /// How long the cluster may take for one answer.
+    pub timeout: Duration,
+}
+
+impl Default for CephConfig {
+    fn default() -> Self {
+        CephConfig {
+            conf: "/etc/ceph/ceph.conf".into(),
+            user: "dunnage".to_owned(),
+            keyring: None,
+            pool: "rbd".to_owned(),
+            pools: Vec::new(),
+            repl: None,
+            timeout: Duration::from_secs(10),
+        }
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dunnage_driver::Driver;
+use dunnage_driver_ceph::{Access, Ceph};
 use dunnage_driver_local::{Limits, Local, Store};
 use dunnage_engine::{Boot, Call, Engine, Settings, System, Witness};
 use dunnage_frontend_admin::Admin;
@@ -15,14 +16,14 @@ use dunnage_host::Host;
 use dunnage_host::helpers::{Helpers, Runner};
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::{Brood, Orphans};
-use dunnage_model::{DriverName, Error, Kind, NodeId, Result};
+use dunnage_model::{DriverName, Error, Kind, NodeId, Owner, Result};
 use dunnage_witnesses::{ContainerEngine, MesosAgent};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::StartArgs;
-use crate::config::{Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
+use crate::config::{CephConfig, Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
 use crate::crash::CrashPoints;
 use crate::endpoints::{self, Endpoints, inherited, lock};
 use crate::instance::Instance;
@@ -83,7 +84,8 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
 
     let inherited = inherited()?;
     let (brood, orphans) = Brood::begin(&places.run_dir.join("helpers"))?;
-    let helpers = Arc::new(Helpers::new(PathBuf::from("/proc/self/exe"), brood));
+    let pools = Pools { brood, all: Mutex::default() };
+    let helpers = pools.begin()?;
     helpers.prefork(2)?;
     let tools = Tools::find();
     let missing = tools.missing();
@@ -97,7 +99,9 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     }
     let patience = tokio::time::Instant::now() + OPEN;
     let mut orphans = tokio::spawn(all_gone(orphans));
-    let (drivers, unavailable) = open_drivers(&config, &host).await;
+    let system = Arc::new(System);
+    let me = Owner { node: node(places)?, boot: system.id()? };
+    let (drivers, unavailable) = open_drivers(places, &config, &host, &me, &pools).await;
     let late = tokio::time::timeout_at(patience, &mut orphans).await.is_err();
     if late {
         tracing::warn!("helpers of a daemon that was killed hang still; what they did is looked at when they end");
@@ -107,11 +111,10 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     for sentence in &degraded {
         tracing::warn!("degraded: {sentence}");
     }
-    let node = node(places)?;
-    let system = Arc::new(System);
+    let node = me.node.clone();
     let engine = Engine::start(Settings {
-        node: node.clone(),
-        boot: System.id()?,
+        node: me.node,
+        boot: me.boot,
         volumes: config.volumes.path.clone(),
         layout: config.volumes.layout,
         ledger: places.run_dir.join("ledger"),
@@ -175,7 +178,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
             _ = heartbeat.tick(), if watchdog.is_some() => notify(&[NotifyState::Watchdog]),
             _ = sweep.tick() => {
                 engine.sweep();
-                helpers.trim();
+                pools.trim();
             }
             ended = endpoints.ended() => break Err(ended),
             ended = &mut admin_socket => break Err(Error::internal(format!("the admin socket's service ended: {ended:?}"))),
@@ -204,6 +207,25 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     };
     let _ = tokio::time::timeout(Duration::from_secs(2), answered).await;
     told
+}
+
+/// All helpers of this daemon. Who keeps something in a helper from one call to the next has a pool of its own.
+struct Pools {
+    brood: Brood,
+    all: Mutex<Vec<Arc<Helpers>>>,
+}
+
+impl Pools {
+    /// A pool without a helper yet.
+    fn begin(&self) -> Result<Arc<Helpers>> {
+        let pool = Arc::new(Helpers::new(PathBuf::from("/proc/self/exe"), self.brood.share()?));
+        lock(&self.all).push(pool.clone());
+        Ok(pool)
+    }
+
+    fn trim(&self) {
+        lock(&self.all).iter().for_each(|pool| pool.trim());
+    }
 }
 
 /// Makes platforms and ledger agree. Those that cannot be asked are asked again, less and less often.
@@ -299,7 +321,13 @@ fn peer_group(table: &str, volumes: &Path) -> Option<String> {
 }
 
 /// Opens all drivers at once: one whose store hangs delays a start, and ten no more than one.
-async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BTreeMap<DriverName, Error>) {
+async fn open_drivers(
+    places: &Places,
+    config: &Config,
+    host: &Host,
+    me: &Owner,
+    pools: &Pools,
+) -> (Vec<Arc<dyn Driver>>, BTreeMap<DriverName, Error>) {
     let opening = config.drivers.iter().map(async |(name, driver)| match driver {
         DriverConfig::Local(local) => {
             let driver = local_driver(name, local, host);
@@ -314,6 +342,11 @@ async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BT
                 }
             }
         }
+        // Nothing is asked of the cluster yet: one that does not answer delays nobody.
+        DriverConfig::Ceph(ceph) => match ceph_driver(places, name, ceph, host, me, pools) {
+            Ok(driver) => Ok(Arc::new(driver) as Arc<dyn Driver>),
+            Err(e) => Err((name.clone(), e)),
+        },
         DriverConfig::Unavailable { kind } => {
             let detail = format!("driver {name} is of type {kind}, which this version does not have");
             Err((name.clone(), Error::unavailable(detail, "use another driver, or a version that has it")))
@@ -328,6 +361,19 @@ async fn open_drivers(config: &Config, host: &Host) -> (Vec<Arc<dyn Driver>>, BT
         }
     }
     (drivers, unavailable)
+}
+
+fn ceph_driver(places: &Places, name: &DriverName, ceph: &CephConfig, host: &Host, me: &Owner, pools: &Pools) -> Result<Ceph> {
+    let CephConfig { conf, user, keyring, pool, pools: more, repl, timeout } = ceph.clone();
+    let settings = dunnage_driver_ceph::Settings {
+        name: name.clone(),
+        access: Access { conf, user, keyring, timeout },
+        pools: std::iter::once(pool).chain(more).collect(),
+        repl,
+        me: me.clone(),
+        folder: places.run_dir.join("devices").join(name.as_str()),
+    };
+    Ok(Ceph::new(settings, host.clone(), pools.begin()?, pools.begin()?))
 }
 
 fn local_driver(name: &DriverName, local: &LocalConfig, host: &Host) -> Local {

@@ -21,7 +21,8 @@ use dunnage_host::helpers::{HELPER_NAME, Registry, helper_main};
 
 /// What helper processes can do.
 fn registry() -> Registry {
-    dunnage_witnesses::tasks(dunnage_driver_local::tasks(dunnage_host::linux::tasks(Registry::default())))
+    let registry = dunnage_host::linux::tasks(Registry::default());
+    dunnage_witnesses::tasks(dunnage_driver_ceph::tasks(dunnage_driver_local::tasks(registry)))
 }
 
 fn main() -> ExitCode {

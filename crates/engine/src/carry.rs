@@ -35,6 +35,9 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
         match step {
             Step::Done(outcome) => {
                 work.settle(&facts, outcome == Outcome::StillHeld)?;
+                if planner::must_give_up(&facts) && matches!(outcome, Outcome::Created(_) | Outcome::Recovered(_)) {
+                    engine.owe_later(volume, Goal::Unstage);
+                }
                 if !matches!(outcome, Outcome::Lingering(_)) {
                     lock(&engine.0.owed).remove(&(volume.clone(), job.goal.word()));
                 }
@@ -43,13 +46,12 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
             }
             Step::Refuse(error) => {
                 work.settle(&facts, false)?;
-                if facts.provision_tried && facts.undo_failed {
+                if planner::must_recover(&job.goal, &facts) {
                     // Half made or half removed, and nobody is told of it as that.
-                    lock(&engine.0.owed).insert((volume.clone(), Goal::Recover.word()), Goal::Recover);
-                }
-                if planner::must_give_up(&facts) {
+                    engine.owe_later(volume, Goal::Recover);
+                } else if planner::must_give_up(&facts) {
                     // The platform says that it is ours, and it may not even be attached.
-                    lock(&engine.0.owed).insert((volume.clone(), Goal::Unstage.word()), Goal::Unstage);
+                    engine.owe_later(volume, Goal::Unstage);
                 }
                 // That there is no such volume is an answer like any other.
                 match error.word() {
@@ -107,9 +109,13 @@ impl Work<'_> {
             Step::Record => {
                 if let Goal::Create { spec, endpoint, .. } = &self.job.goal {
                     let created = self.engine.0.settings.clock.now();
-                    let new = NewVolume { name: name.clone(), endpoint: endpoint.clone(), spec: (**spec).clone(), created };
+                    let maker = facts.shared.then(|| self.engine.me());
+                    let new = NewVolume { name: name.clone(), endpoint: endpoint.clone(), spec: (**spec).clone(), created, maker };
                     facts.provision_tried = true;
                     self.provision()?.record(&new).await?;
+                    // What was let go of before was another's.
+                    (facts.detached, facts.given_up) = (None, false);
+                    (facts.own_tried, facts.owned) = (facts.shared, facts.shared);
                 } else {
                     self.write_intent(Some(Intent { operation: self.job.operation.clone(), goal: self.job.goal.word().to_owned() }))?;
                 }
@@ -118,16 +124,17 @@ impl Work<'_> {
                 facts.recorded = true;
             }
             Step::Allocate => {
-                self.path = Some(self.provision()?.allocate(name).await?);
+                self.path = self.provision()?.allocate(name).await?;
+                facts.unattached = self.path.is_none();
                 facts.allocated = true;
             }
-            Step::ProbeNew => facts.probed_new = Some(host.filesystems.probe(self.new_storage()?).await?),
+            Step::ProbeNew => facts.probed_new = Some(host.filesystems.probe(&self.new_storage(facts)?).await?),
             Step::Formatting => {
                 self.provision()?.formatting(name, self.uuid).await?;
                 facts.formatting = true;
             }
             Step::Format => {
-                host.filesystems.format(&self.format_request()?).await?;
+                host.filesystems.format(&self.format_request(facts)?).await?;
                 facts.formatted = true;
             }
             Step::Publish => {
@@ -139,6 +146,8 @@ impl Work<'_> {
                 facts.own_tried = true;
                 self.owning(facts)?.own().await?;
                 facts.owned = true;
+                // What was known of it may have been changed by whom it belonged to until now.
+                facts.volume = None;
             }
             Step::Name => {
                 self.owning(facts)?.name().await?;
@@ -210,6 +219,8 @@ impl Work<'_> {
                 let action = self.provision()?.remove(name).await?;
                 self.remember(None);
                 facts.removed = Some(action);
+                // Nobody owns what is not there.
+                (facts.own_tried, facts.owned) = (false, false);
             }
             Step::LookForStranger => facts.stranger = Some(self.adopt()?.stranger(name).await?),
             Step::LookInside(fs) => {
@@ -300,14 +311,15 @@ impl Work<'_> {
         })
     }
 
-    fn new_storage(&self) -> Result<&std::path::Path> {
-        self.path.as_deref().ok_or_else(|| Error::internal("there is no new storage"))
+    fn new_storage(&self, facts: &Facts) -> Result<std::path::PathBuf> {
+        let attached = || facts.attached.as_ref().map(|attached| attached.path.clone());
+        self.path.clone().or_else(attached).ok_or_else(|| Error::internal("there is no new storage"))
     }
 
-    fn format_request(&self) -> Result<FormatRequest> {
+    fn format_request(&self, facts: &Facts) -> Result<FormatRequest> {
         let Goal::Create { spec, .. } = &self.job.goal else { return Err(Error::internal("nothing is to be formatted")) };
         Ok(FormatRequest {
-            path: self.new_storage()?.to_owned(),
+            path: self.new_storage(facts)?,
             fs: spec.fs,
             uuid: self.uuid,
             uid: spec.uid.unwrap_or(0),

@@ -37,7 +37,7 @@ impl Seen {
 }
 
 impl Engine {
-    fn me(&self) -> Owner {
+    pub(crate) fn me(&self) -> Owner {
         Owner { node: self.0.settings.node.clone(), boot: self.0.settings.boot.clone() }
     }
 
@@ -104,7 +104,7 @@ impl Owning<'_> {
         // is anybody's to undo.
         let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage | Goal::Recover);
         let policy = match self.job.goal {
-            Goal::Recover => Preempt::IfDead,
+            Goal::Recover | Goal::Create { .. } => Preempt::IfDead,
             _ if impatient => Preempt::Never,
             _ => self.policy,
         };
@@ -127,7 +127,7 @@ impl Owning<'_> {
                 Move::Wait if self.job.is_cancelled() => {
                     return Err(Error::unavailable("the daemon is stopping", "ask again when it runs"));
                 }
-                Move::Wait if lock(&self.lane.state).entry.holders.is_empty() => {
+                Move::Wait if !matches!(self.job.goal, Goal::Create { .. }) && lock(&self.lane.state).entry.holders.is_empty() => {
                     return Err(Error::unavailable("whoever asked for it has gone while another node had it", "ask again"));
                 }
                 Move::Wait => {

@@ -213,6 +213,8 @@ pub struct Facts {
     pub provision_tried: bool,
     pub recorded: bool,
     pub allocated: bool,
+    /// Its new storage has to be attached before anything can be done to it.
+    pub unattached: bool,
     pub probed_new: Option<Probe>,
     pub formatting: bool,
     pub formatted: bool,
@@ -265,14 +267,9 @@ fn cancelled() -> Error {
 }
 
 fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
-    let failure = f.failure.clone().or_else(|| f.cancelled.then(cancelled));
+    let failure = f.failure.clone().or_else(|| f.cancelled.then(cancelled)).filter(|_| !f.published);
     if let Some(error) = failure {
-        return match (f.recorded, &f.removed, f.undo_failed) {
-            // Nobody was told of it, so nothing of it may stay.
-            (true, None, false) if !f.published => Step::Remove,
-            (false, ..) => after_recovery(f, error),
-            _ => Step::Refuse(error),
-        };
+        return undo_create(f, error);
     }
     let Some(found) = &f.volume else { return Step::Inspect };
     let whole = matches!(found, Some(VolumeInfo { state: VolumeState::Ready | VolumeState::Damaged, .. }));
@@ -286,26 +283,61 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
     }
     match found {
         Some(info) if !f.recorded => match info.state {
+            // Another node has finished it while we waited for it.
+            VolumeState::Ready if must_give_up(f) => Step::GiveUp,
             VolumeState::Ready => existing(asked, endpoint, info),
-            // Half made or half removed by a run that crashed: nobody makes it now, for we have its lane.
-            VolumeState::Creating | VolumeState::Removing if f.removed.is_none() => Step::Remove,
-            VolumeState::Creating | VolumeState::Removing => Step::Record,
+            // Half made or half removed by a run that crashed: nobody makes it now, for we have its lane, and of those that others
+            // could make, its record.
+            VolumeState::Creating | VolumeState::Removing if f.removed.is_some() => Step::Record,
+            VolumeState::Creating | VolumeState::Removing if f.shared => match &f.detached {
+                _ if !f.owned => Step::Own,
+                None => Step::Detach(None),
+                Some(Detached::Lingering) => Step::Refuse(still_in_use("create it again")),
+                Some(_) => Step::Remove,
+            },
+            VolumeState::Creating | VolumeState::Removing => Step::Remove,
             VolumeState::Damaged => Step::Refuse(damaged(info)),
         },
         _ if !f.recorded => Step::Record,
         _ if !f.allocated => Step::Allocate,
+        _ if f.unattached && f.attached.is_none() => Step::Attach,
+        // Law 6: we can be cut off before anything is read from it.
+        _ if f.unattached && f.shared && !f.named => Step::Name,
         _ => match &f.probed_new {
             None => Step::ProbeNew,
             // Law 5: mkfs on a proven blank only.
             Some(Probe::Blank) if !f.formatting => Step::Formatting,
             Some(Probe::Blank) if !f.formatted => Step::Format,
+            Some(Probe::Blank) if f.unattached && f.detached.is_none() => Step::Detach(f.attached.as_ref().map(|attached| attached.number)),
+            Some(Probe::Blank) if f.detached == Some(Detached::Lingering) => undo_create(f, still_in_use("create it again")),
             Some(Probe::Blank) if !f.published => Step::Publish,
+            Some(Probe::Blank) if must_give_up(f) && f.failure.is_none() => Step::GiveUp,
             Some(Probe::Blank) => Step::Done(Outcome::Created(CreateAction::Created)),
-            // Not even looked into any further: the file is this run's own, and goes with its record.
-            Some(_) if f.removed.is_none() => Step::Remove,
-            Some(other) => Step::Refuse(not_blank(other)),
+            // Not even looked into any further: it is this run's own, and goes with its record.
+            Some(other) => undo_create(f, not_blank(other)),
         },
     }
+}
+
+fn undo_create(f: &Facts, error: Error) -> Step {
+    match (f.recorded, &f.removed, f.undo_failed) {
+        // It may have been made, and by another node: only its owner may tell.
+        (false, ..) if f.shared => Step::Refuse(error),
+        (false, ..) => after_recovery(f, error),
+        // Nobody was told of it, so nothing of it may stay.
+        (true, None, false) => match f.detached {
+            None if f.unattached => Step::Detach(f.attached.as_ref().map(|attached| attached.number)),
+            Some(Detached::Lingering) => Step::Refuse(error),
+            _ => Step::Remove,
+        },
+        _ => Step::Refuse(error),
+    }
+}
+
+/// What this run has made or removed is half done, or may be, and nobody is told of it as that.
+pub(crate) fn must_recover(goal: &Goal, f: &Facts) -> bool {
+    let half_made = f.shared && !f.published && (!f.recorded || f.removed.is_none());
+    f.provision_tried && (f.undo_failed || (matches!(goal, Goal::Create { .. }) && half_made))
 }
 
 /// A record or a removal that failed may have been made, or half of it: what it left is finished or undone first.
@@ -561,6 +593,8 @@ fn recover_shared(f: &Facts) -> Step {
             Some(Detached::Lingering) => Step::Refuse(still_in_use("undo it")),
             Some(_) => Step::Recover,
         },
+        // Another node has finished or undone it.
+        Some(Some(_)) if must_give_up(f) => Step::GiveUp,
         Some(_) => Step::Done(Outcome::Recovered(None)),
     }
 }

@@ -208,8 +208,13 @@ impl Engine {
 
     /// Has something done, now, and again with every sweep until it is.
     pub(crate) fn owe(&self, volume: VolumeId, goal: Goal) {
-        lock(&self.0.owed).insert((volume.clone(), goal.word()), goal.clone());
+        self.owe_later(&volume, goal.clone());
         self.background(&volume, goal);
+    }
+
+    /// The same, from the next sweep on.
+    pub(crate) fn owe_later(&self, volume: &VolumeId, goal: Goal) {
+        lock(&self.0.owed).insert((volume.clone(), goal.word()), goal);
     }
 
     /// Tries again what could not be done: to unmount what nobody holds, to finish or undo what was left half done.

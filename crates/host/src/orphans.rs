@@ -44,6 +44,11 @@ impl Brood {
         Ok((Brood(mine), orphans))
     }
 
+    /// The same mark for another pool of helpers of this daemon.
+    pub fn share(&self) -> Result<Brood> {
+        self.0.try_clone().map(Brood).map_err(|e| Error::os("cannot mark helpers", &e))
+    }
+
     /// What marks a process as one of ours as long as it has it open.
     pub(crate) fn mark(&self) -> io::Result<OwnedFd> {
         Ok(self.0.try_clone()?.into())

@@ -61,13 +61,13 @@ const KEYS: &[KnownKey] = &[
     key("gid", &[], Acted),
     key("mode", &[], Acted),
     key("thick", &[], Acted),
+    key("repl", &["ha_level"], Acted),
     key("ro", &["readonly"], Acted),
     key("labels", &["label"], Acted),
     key("mountOptions", &["mount_options"], Acted),
     key("rootPath", &[], Acted),
     key("overwriteFs", &["overwritefs"], Memento),
     // Guarantees of the platforms and issues to come.
-    key("repl", &["ha_level"], Guarantee(ONE)),
     key("shared", &["sharedv4"], Guarantee(NO)),
     key("encrypted", &["secure"], Guarantee(NO)),
     key("encryptionKey", &["secret_key", "passphrase", "token", "token_secret", "token_secret_namespace"], Guarantee(NONE)),
@@ -172,7 +172,7 @@ pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, 
             let all = KEYS.iter().flat_map(|k| std::iter::once(k.name).chain(k.aliases.iter().copied()));
             let next = match nearest(written, all) {
                 Some(word) => format!("did you mean {word:?}?"),
-                None => "known are size, fs, uid, gid, mode, thick, ro, mountOptions and labels".to_owned(),
+                None => "known are size, fs, repl, uid, gid, mode, thick, ro, mountOptions and labels".to_owned(),
             };
             return Err(Error::invalid(short(written), format!("option {:?} is unknown", short(written)), next));
         };
@@ -241,6 +241,7 @@ fn act(spec: &mut PartialSpec, key: &str, value: &str) -> Result<()> {
         "mode" => spec.mode = Some(value.parse()?),
         "mountOptions" => spec.mount_options = Some(value.parse()?),
         "rootPath" => spec.root_path = Some(value.parse()?),
+        "repl" => spec.repl = Some(copies(key, value)?),
         "thick" => spec.thick = Some(truth(key, value)?),
         "ro" => spec.access = Some(if truth(key, value)? { Access::ManyReaders } else { Access::SingleWriter }),
         _ => labels(&mut spec.labels, value)?,
@@ -255,6 +256,13 @@ fn number(key: &str, value: &str) -> Result<u32> {
             Err(Error::invalid(key, format!("{key}={value:?} is not a numeric id"), format!("use a number, for example {key}=1000")))
         }
         Ok(id) => Ok(id),
+    }
+}
+
+fn copies(key: &str, value: &str) -> Result<u32> {
+    match value.parse() {
+        Ok(copies @ 1..=10) => Ok(copies),
+        _ => Err(Error::invalid(key, format!("{key}={value:?} is no number of copies"), "use a number from 1 to 10, for example repl=3")),
     }
 }
 
@@ -312,8 +320,8 @@ mod tests {
     #[test]
     fn a_guarantee_that_cannot_be_kept_is_refused_and_a_neutral_one_is_not() {
         assert!(parse(&[("repl", "1"), ("shared", "false"), ("secure", "off"), ("sticky", "off")]).is_ok());
-        let message = parse(&[("repl", "3")]).expect_err("one copy only").to_string();
-        assert!(message.starts_with("invalid_argument{repl}"), "{message}");
+        let message = parse(&[("scale", "3")]).expect_err("one volume only").to_string();
+        assert!(message.starts_with("invalid_argument{scale}"), "{message}");
     }
 
     #[test]

@@ -189,6 +189,9 @@ pub struct VolumeSpec {
     /// All of its space is taken from the pool at create.
     #[serde(default)]
     pub thick: bool,
+    /// How many copies the platform keeps of it; what is usual there when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repl: Option<u32>,
     /// Who may write.
     #[serde(default)]
     pub access: Access,
@@ -223,6 +226,7 @@ pub struct PartialSpec {
     pub gid: Option<u32>,
     pub mode: Option<Mode>,
     pub thick: Option<bool>,
+    pub repl: Option<u32>,
     pub access: Option<Access>,
     pub root_path: Option<RootPath>,
     pub mount_options: Option<MountOptions>,
@@ -244,11 +248,24 @@ impl PartialSpec {
             gid: self.gid.or(lower.gid),
             mode: self.mode.or(lower.mode),
             thick: self.thick.or(lower.thick),
+            repl: self.repl.or(lower.repl),
             access: self.access.or(lower.access),
             root_path: self.root_path.or_else(|| lower.root_path.clone()),
             mount_options: self.mount_options.or_else(|| lower.mount_options.clone()),
             labels,
             hints,
+        }
+    }
+
+    /// Refuses more than one copy, for a driver that keeps one.
+    pub fn keeps_one_copy(&self, driver: &str) -> Result<()> {
+        match self.repl {
+            Some(repl) if repl > 1 => Err(Error::invalid(
+                "repl",
+                format!("driver {driver} cannot give repl={repl}: it keeps one copy"),
+                "leave it out, or use a driver that can ('dunnage driver ls')",
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -275,6 +292,7 @@ impl PartialSpec {
             gid: self.gid,
             mode: self.mode,
             thick: self.thick.unwrap_or(false),
+            repl: self.repl,
             access: self.access.unwrap_or_default(),
             root_path: self.root_path.filter(|path| !path.is_root()),
             mount_options: self.mount_options.unwrap_or_default(),
@@ -305,6 +323,8 @@ impl PartialSpec {
         let ro = |access: Access| (access == Access::ManyReaders).to_string();
         say("ro", self.access.map(ro), ro(existing.access));
         say("mountOptions", self.mount_options.as_ref().map(ToString::to_string), existing.mount_options.to_string());
+        let copies = |repl: u32| repl.to_string();
+        say("repl", self.repl.map(copies), existing.repl.map_or_else(|| "what is usual there".to_owned(), copies));
         say("thick", self.thick.filter(|_| whole).map(|t| t.to_string()), existing.thick.to_string());
         differs
     }

@@ -153,6 +153,20 @@ impl Pool {
         }
     }
 
+    /// Gives an image another name.
+    ///
+    /// # Errors
+    /// `exists_incompatible` when there is one of that name, `not_found` without such an image.
+    pub fn rename_image(&self, name: &str, new: &str) -> Result<()> {
+        let api = library::rbd()?;
+        let (from, to) = (text("name", name)?, text("name", new)?);
+        // SAFETY: a live pool and two strings.
+        match unsafe { (api.rbd_rename)(self.raw(), from.as_ptr(), to.as_ptr()) } {
+            code if code < 0 => Err(failed(format_args!("{} to {new:?}", self.of_image("rename", name)), code)),
+            _ => Ok(()),
+        }
+    }
+
     fn refuse_if_open(&self, name: &str) -> Result<()> {
         let watchers = self.image_watchers(name)?.unwrap_or_default();
         let Some(first) = watchers.first() else { return Ok(()) };

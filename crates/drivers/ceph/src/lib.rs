@@ -1,4 +1,4 @@
-//! Ceph: its objects and its images, for now; the driver on top of them is to come.
+//! The driver `ceph`: volumes that are images of RBD, and go from node to node with at most one that can write.
 //!
 //! A safe, blocking layer over librados and librbd, which are loaded when the first connection is made, so that a node without
 //! Ceph needs neither. Any call may take as long as [`Access::timeout`] and some may hang for longer, when a library waits for its own
@@ -7,19 +7,22 @@
 //! The blocklist knows a client by its [`ClientAddress`]; [`Pool::barrier`] is what makes a fence certain.
 
 mod address;
+mod carrier;
 mod cluster;
+mod driver;
 mod fault;
 mod image;
+mod index;
 mod library;
 mod node;
-mod owners;
 mod pool;
 pub mod tasks;
+mod volumes;
 
 pub use address::ClientAddress;
 pub use cluster::{Access, Cluster, PoolName};
+pub use driver::{Ceph, Settings};
 pub use fault::is_fenced;
 pub use image::{Image, ImageInfo, ImageName, Watcher, features};
-pub use owners::Owners;
 pub use pool::{Heard, Listener, Pool, Versioned, Watch};
 pub use tasks::tasks;

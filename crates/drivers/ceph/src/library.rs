@@ -23,6 +23,8 @@ pub type RawAttributes = *mut c_void;
 pub type RawListing = *mut c_void;
 /// `rados_object_list_cursor`.
 pub type RawCursor = *mut c_void;
+/// `rados_omap_iter_t`.
+pub type RawNames = *mut c_void;
 /// `rbd_image_t`.
 pub type RawImage = *mut c_void;
 
@@ -113,6 +115,8 @@ functions! {
     rados_write_op_setxattr(RawWrite, *const c_char, *const c_char, usize);
     rados_write_op_write_full(RawWrite, *const c_char, usize);
     rados_write_op_remove(RawWrite);
+    rados_write_op_omap_set(RawWrite, *const *const c_char, *const *const c_char, *const usize, usize);
+    rados_write_op_omap_rm_keys(RawWrite, *const *const c_char, usize);
     rados_write_op_operate(RawWrite, RawPool, *const c_char, *mut libc::time_t, c_int) -> c_int;
     rados_create_read_op() -> RawRead;
     rados_release_read_op(RawRead);
@@ -120,6 +124,9 @@ functions! {
     rados_read_op_getxattrs(RawRead, *mut RawAttributes, *mut c_int);
     rados_read_op_read(RawRead, u64, usize, *mut c_char, *mut usize, *mut c_int);
     rados_read_op_operate(RawRead, RawPool, *const c_char, c_int) -> c_int;
+    rados_read_op_omap_get_keys2(RawRead, *const c_char, u64, *mut RawNames, *mut u8, *mut c_int);
+    rados_omap_get_next(RawNames, *mut *mut c_char, *mut *mut c_char, *mut usize) -> c_int;
+    rados_omap_get_end(RawNames);
     rados_getxattrs_next(RawAttributes, *mut *const c_char, *mut *const c_char, *mut usize) -> c_int;
     rados_getxattrs_end(RawAttributes);
     rados_nobjects_list_open(RawPool, *mut RawListing) -> c_int;
@@ -146,6 +153,7 @@ functions! {
     rbd_list2(RawPool, *mut RawSpec, *mut usize) -> c_int;
     rbd_image_spec_list_cleanup(*mut RawSpec, usize);
     rbd_remove(RawPool, *const c_char) -> c_int;
+    rbd_rename(RawPool, *const c_char, *const c_char) -> c_int;
     rbd_open(RawPool, *const c_char, *mut RawImage, *const c_char) -> c_int;
     rbd_open_read_only(RawPool, *const c_char, *mut RawImage, *const c_char) -> c_int;
     rbd_close(RawImage) -> c_int;

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use dunnage_model::{Error, Kind, Result};
+use dunnage_host::Space;
+use dunnage_model::{Bytes, Error, Kind, Result};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -115,11 +117,11 @@ impl Pool {
         self.inner.raw
     }
 
-    fn api(&self) -> &'static Rados {
+    pub(crate) fn api(&self) -> &'static Rados {
         self.inner.connection.api
     }
 
-    fn of(&self, doing: &str, oid: &str) -> String {
+    pub(crate) fn of(&self, doing: &str, oid: &str) -> String {
         format!("cannot {doing} object {oid:?} of pool {:?}", self.name)
     }
 
@@ -204,11 +206,7 @@ impl Pool {
         let mut results: [c_int; 3] = [0; 3];
         let [of_stat, of_attributes, of_read] = &mut results;
         let mut attributes = Attributes { api, raw: std::ptr::null_mut() };
-        // SAFETY: it has no argument.
-        let read = Read { api, raw: unsafe { (api.rados_create_read_op)() } };
-        if read.raw.is_null() {
-            return Err(Error::internal("librados makes no operation"));
-        }
+        let read = Read::new(api)?;
         // SAFETY: a live operation and a live pool. All places are locals that outlive rados_read_op_operate, after which nothing
         // is written there any more; the iterator is freed by its guard.
         let code = unsafe {
@@ -273,9 +271,7 @@ impl Pool {
             pg_num: usize,
         }
         self.cluster.wait_for_latest_map()?;
-        let ask = json!({ "prefix": "osd pool get", "pool": &*self.name, "var": "pg_num", "format": "json" });
-        let said = self.cluster.monitor(&ask)?;
-        let Groups { pg_num } = serde_json::from_slice(&said).map_err(|e| unreadable("osd pool get", &e))?;
+        let Groups { pg_num } = self.setting("pg_num")?;
         // Groups are ranges of the hashes' space, and as many ranges as the next power of two are at least as fine. One that is
         // split later hands its map on to its children.
         let slices = pg_num.next_power_of_two();
@@ -283,6 +279,52 @@ impl Pool {
         // SAFETY: a live pool.
         let end = Cursor { pool: self, raw: unsafe { (self.api().rados_object_list_end)(self.raw()) } };
         (0..slices).try_for_each(|slice| self.ask_slice(&begin, &end, slice, slices))
+    }
+
+    /// One of the pool's settings, as the monitors tell it.
+    fn setting<T: DeserializeOwned>(&self, variable: &str) -> Result<T> {
+        let ask = json!({ "prefix": "osd pool get", "pool": &*self.name, "var": variable, "format": "json" });
+        serde_json::from_slice(&self.cluster.monitor(&ask)?).map_err(|e| unreadable("osd pool get", &e))
+    }
+
+    /// How many copies it keeps of everything.
+    ///
+    /// # Errors
+    /// `platform_unavailable` without an answer in time.
+    pub fn copies(&self) -> Result<u32> {
+        #[derive(Deserialize)]
+        struct Copies {
+            size: u32,
+        }
+        Ok(self.setting::<Copies>("size")?.size)
+    }
+
+    /// How full it is, as the cluster's manager has counted it; without one all is 0.
+    ///
+    /// # Errors
+    /// `platform_unavailable` without an answer in time.
+    pub fn space(&self) -> Result<Space> {
+        #[derive(Deserialize)]
+        struct Df {
+            pools: Vec<OfPool>,
+        }
+        #[derive(Deserialize)]
+        struct OfPool {
+            name: String,
+            stats: Stats,
+        }
+        #[derive(Deserialize)]
+        struct Stats {
+            #[serde(default)]
+            stored: u64,
+            #[serde(default)]
+            max_avail: u64,
+        }
+        let said = self.cluster.monitor(&json!({ "prefix": "df", "format": "json" }))?;
+        let Df { pools } = serde_json::from_slice(&said).map_err(|e| unreadable("df", &e))?;
+        let stats = pools.into_iter().find(|pool| pool.name == *self.name).map(|pool| pool.stats);
+        let Stats { stored, max_avail } = stats.unwrap_or(Stats { stored: 0, max_avail: 0 });
+        Ok(Space { total: Bytes(stored.saturating_add(max_avail)), used: Bytes(stored), available: Bytes(max_avail) })
     }
 
     /// A cursor of its own, for librados to move.
@@ -496,13 +538,13 @@ extern "C" fn on_lost(argument: *mut c_void, _: u64, code: c_int) {
 }
 
 /// A write operation: all of it is done at once, or nothing.
-struct Write {
+pub(crate) struct Write {
     api: &'static Rados,
-    raw: RawWrite,
+    pub raw: RawWrite,
 }
 
 impl Write {
-    fn new(api: &'static Rados) -> Result<Write> {
+    pub fn new(api: &'static Rados) -> Result<Write> {
         // SAFETY: it has no argument.
         let raw = unsafe { (api.rados_create_write_op)() };
         if raw.is_null() { Err(Error::internal("librados makes no operation")) } else { Ok(Write { api, raw }) }
@@ -523,7 +565,7 @@ impl Write {
         }
     }
 
-    fn operate(&self, pool: &Pool, oid: &str) -> Result<c_int> {
+    pub fn operate(&self, pool: &Pool, oid: &str) -> Result<c_int> {
         let name = text("oid", oid)?;
         // SAFETY: a live operation that is used once, a live pool, a string, the time of now.
         Ok(unsafe { (self.api.rados_write_op_operate)(self.raw, pool.inner.raw, name.as_ptr(), std::ptr::null_mut(), 0) })
@@ -537,17 +579,24 @@ impl Drop for Write {
     }
 }
 
-struct Read {
+/// A read operation: all that it brings is of one moment.
+pub(crate) struct Read {
     api: &'static Rados,
-    raw: RawRead,
+    pub raw: RawRead,
+}
+
+impl Read {
+    pub fn new(api: &'static Rados) -> Result<Read> {
+        // SAFETY: it has no argument.
+        let raw = unsafe { (api.rados_create_read_op)() };
+        if raw.is_null() { Err(Error::internal("librados makes no operation")) } else { Ok(Read { api, raw }) }
+    }
 }
 
 impl Drop for Read {
     fn drop(&mut self) {
-        if !self.raw.is_null() {
-            // SAFETY: rados_create_read_op made it, and nothing else frees it.
-            unsafe { (self.api.rados_release_read_op)(self.raw) }
-        }
+        // SAFETY: rados_create_read_op made it, and nothing else frees it.
+        unsafe { (self.api.rados_release_read_op)(self.raw) }
     }
 }
 

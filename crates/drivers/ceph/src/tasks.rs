@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
+use dunnage_host::Space;
 use dunnage_host::helpers::{Registry, Task};
 use dunnage_model::{Bytes, Kind, Result};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,18 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<ListImages>()
         .with::<StatImage>()
         .with::<RemoveImage>()
+        .with::<RenameImage>()
         .with::<ImageWatchers>()
+        .with::<AddName>()
+        .with::<RemoveName>()
+        .with::<crate::volumes::ReadAll>()
+        .with::<CopiesOf>()
+        .with::<SpaceOf>()
+        .with::<crate::carrier::Look>()
+        .with::<crate::carrier::Start>()
+        .with::<crate::carrier::Tell>()
+        .with::<crate::carrier::End>()
+        .with::<crate::carrier::All>()
         .with::<Instance>()
         .with::<Blocklist>()
         .with::<Barrier>()
@@ -176,6 +188,46 @@ task! {
         /// Its name.
         name: String
     } -> bool, pool => pool.remove_image(&name)
+}
+
+task! {
+    /// [`Pool::rename_image`].
+    RenameImage, "ceph.rename-image", {
+        /// Its name.
+        name: String,
+        /// The one that it gets.
+        new: String
+    } -> (), pool => pool.rename_image(&name, &new)
+}
+
+task! {
+    /// [`Pool::add_name`].
+    AddName, "ceph.add-name", {
+        /// The object.
+        oid: String,
+        /// The name.
+        name: String
+    } -> (), pool => pool.add_name(&oid, &name)
+}
+
+task! {
+    /// [`Pool::remove_name`].
+    RemoveName, "ceph.remove-name", {
+        /// The object.
+        oid: String,
+        /// The name.
+        name: String
+    } -> (), pool => pool.remove_name(&oid, &name)
+}
+
+task! {
+    /// [`Pool::copies`].
+    CopiesOf, "ceph.copies", {} -> u32, pool => pool.copies()
+}
+
+task! {
+    /// [`Pool::space`].
+    SpaceOf, "ceph.space", {} -> Space, pool => pool.space()
 }
 
 task! {

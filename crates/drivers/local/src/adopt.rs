@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use dunnage_driver::{Adoption, Stranger};
+use dunnage_driver::{Adoption, NewVolume, Phase, Stranger, VolumeRecord};
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
 use dunnage_host::linux::{free_of_others, lock_folder, probe_file};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::pool::{Store, info, os};
-use crate::record::{Phase, VolumeRecord, sync_folder};
+use crate::record::{self, sync_folder};
 
 /// All strangers, or the one of a name.
 #[derive(Serialize, Deserialize)]
@@ -54,7 +54,7 @@ impl Task for Strangers {
 /// What is in a folder of the pool that is no volume of ours: an image without a record, or with that of another folder.
 fn look(pool: &Path, store: Store, name: &VolumeName) -> Result<Option<Stranger>> {
     let folder = pool.join(name.as_str());
-    if VolumeRecord::read(&folder)?.is_some_and(|record| record.name == *name) {
+    if record::read(&folder)?.is_some_and(|record| record.name == *name) {
         return Ok(None);
     }
     let image = folder.join(store.content());
@@ -88,7 +88,7 @@ fn other_with(pool: &Path, name: &VolumeName, known: &KnownFs) -> Result<Option<
         if folder.file_name().is_some_and(|other| other == name.as_str()) {
             continue;
         }
-        if let Ok(Some(VolumeRecord { storage: Phase::Formatted { fs_uuid }, name: other, .. })) = VolumeRecord::read(&folder)
+        if let Ok(Some(VolumeRecord { storage: Phase::Formatted { fs_uuid }, name: other, .. })) = record::read(&folder)
             && fs_uuid == known.uuid
         {
             return Ok(Some(other));
@@ -114,9 +114,9 @@ impl Task for Take {
         let Adoption { name, endpoint, fs, root_path, adopted } = self.adoption;
         let folder = self.pool.join(name.as_str());
         let _alone = lock_folder(&folder)?;
-        if let Some(mut record) = VolumeRecord::read(&folder)?.filter(|record| record.name == name) {
+        if let Some(mut record) = record::read(&folder)?.filter(|record| record.name == name) {
             record.endpoint = endpoint;
-            record.write(&folder)?;
+            record::write(&record, &folder)?;
             return Ok(info(&self.driver, self.store, &folder, record));
         }
         let image = folder.join(self.store.content());
@@ -134,9 +134,10 @@ impl Task for Take {
         };
         let whole = PartialSpec { fs: Some(known.fs), root_path, ..PartialSpec::default() }.complete()?;
         // Its size is what it has, whatever a new one would have to have.
-        let mut record = VolumeRecord::new(name, endpoint, adopted, VolumeSpec { size, ..whole });
+        let spec = VolumeSpec { size, ..whole };
+        let mut record = VolumeRecord::new(NewVolume { name, endpoint, spec, created: adopted, maker: None });
         record.storage = Phase::Formatted { fs_uuid: known.uuid };
-        record.write(&folder)?;
+        record::write(&record, &folder)?;
         sync_folder(&self.pool).map_err(os(&what))?;
         Ok(info(&self.driver, self.store, &folder, record))
     }
@@ -175,7 +176,7 @@ impl Task for Discard {
         std::fs::remove_file(&image).map_err(os(&what))?;
         crash::pass(format_args!("helper/local.discard/no-image"));
         // The record of the volume that the folder was copied from.
-        VolumeRecord::erase(&folder).map_err(os(&what))?;
+        record::erase(&folder).map_err(os(&what))?;
         sync_folder(&folder).map_err(os(what))
     }
 }

@@ -137,6 +137,7 @@ impl Driver for Local {
 
     /// A folder has neither a size nor a filesystem of its own.
     fn complete(&self, mut asked: PartialSpec, defaults: &PartialSpec, hints: HintPolicy) -> Result<VolumeSpec> {
+        asked.keeps_one_copy(self.name.as_str())?;
         if self.store == Store::Images {
             return asked.over(defaults).complete();
         }
@@ -253,8 +254,9 @@ impl Provision for Local {
         self.run(pool::Record { pool: self.pool.clone(), new: new.clone(), limits: self.limits }).await.map_err(|e| e.of(&new.name))
     }
 
-    async fn allocate(&self, name: &VolumeName) -> Result<PathBuf> {
-        self.run(pool::Allocate { pool: self.pool.clone(), store: self.store, name: name.clone() }).await.map_err(|e| e.of(name))
+    async fn allocate(&self, name: &VolumeName) -> Result<Option<PathBuf>> {
+        let allocate = pool::Allocate { pool: self.pool.clone(), store: self.store, name: name.clone() };
+        self.run(allocate).await.map(Some).map_err(|e| e.of(name))
     }
 
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {

@@ -6,17 +6,17 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use dunnage_driver::{Capacity, Listing, NewVolume};
+use dunnage_driver::{Capacity, Listing, NewVolume, Phase, VolumeRecord};
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
 use dunnage_host::linux::{folder_number, lock_folder, probe_file, space_at};
 use dunnage_host::{DeviceNumber, Probe, Space};
-use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState};
+use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeInfo, VolumeName, VolumeState};
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::record::{Phase, VolumeRecord, sync_folder};
+use crate::record::{self, sync_folder};
 
 /// The file that has the volume in it.
 pub const IMAGE: &str = "image";
@@ -112,37 +112,22 @@ impl Task for Open {
 pub fn info(driver: &DriverName, store: Store, folder: &Path, record: VolumeRecord) -> VolumeInfo {
     let image = std::fs::metadata(folder.join(store.content()));
     let folder_name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let (state, why) = match (&record.storage, &image) {
+    let (state, why) = match (record.state(), &image) {
         _ if record.name.as_str() != folder_name => {
             let why = format!("its record is of volume {:?}: the folder was copied or renamed", record.name.as_str());
             (VolumeState::Damaged, Some(why))
         }
-        _ if record.removing => (VolumeState::Removing, None),
-        (Phase::Never | Phase::Formatting { .. }, _) => (VolumeState::Creating, None),
-        (Phase::Formatted { .. }, Err(e)) => (VolumeState::Damaged, Some(format!("its {} cannot be found: {e}", store.content()))),
-        (Phase::Formatted { .. }, Ok(meta)) if store == Store::Images && meta.len() < record.spec.size.0 => {
+        (VolumeState::Ready, Err(e)) => (VolumeState::Damaged, Some(format!("its {} cannot be found: {e}", store.content()))),
+        (VolumeState::Ready, Ok(meta)) if store == Store::Images && meta.len() < record.spec.size.0 => {
             let why = format!("its image has {} and should have {}", Bytes(meta.len()), record.spec.size);
             (VolumeState::Damaged, Some(why))
         }
-        (Phase::Formatted { .. }, Ok(_)) => (VolumeState::Ready, None),
-    };
-    let fs_uuid = match record.storage {
-        Phase::Formatted { fs_uuid } => Some(fs_uuid),
-        _ => None,
+        (state, _) => (state, None),
     };
     // What is in a folder nobody counts.
     let spent = image.ok().filter(|_| store == Store::Images).map(|meta| Bytes(meta.blocks() * 512)).unwrap_or_default();
     let name = if state == VolumeState::Damaged { folder_name.parse().unwrap_or(record.name) } else { record.name };
-    VolumeInfo {
-        id: VolumeId { driver: driver.clone(), name },
-        endpoint: record.endpoint,
-        spec: record.spec,
-        created: record.created,
-        state,
-        why,
-        fs_uuid,
-        usage: Usage { spent },
-    }
+    VolumeRecord { name, ..record }.info(driver, state, why, Usage { spent })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -161,7 +146,7 @@ impl Task for ListAll {
         let mut listing = Listing::default();
         for entry in std::fs::read_dir(&self.pool).map_err(os(&what))? {
             let folder = entry.map_err(os(&what))?.path();
-            match VolumeRecord::read(&folder) {
+            match record::read(&folder) {
                 Ok(Some(record)) => listing.volumes.push(info(&self.driver, self.store, &folder, record)),
                 Ok(None) => {}
                 Err(e) => listing.unreadable.push(e),
@@ -186,7 +171,7 @@ impl Task for Inspect {
     fn run(self) -> Result<Option<VolumeInfo>> {
         // A pool that is not there any more is no proof that the volume is not.
         let folder = self.pool.join(self.name.as_str());
-        let record = VolumeRecord::read(&folder).map_err(|e| e.of(&self.name))?;
+        let record = record::read(&folder).map_err(|e| e.of(&self.name))?;
         if record.is_none() && !self.pool.is_dir() {
             let detail = format!("the pool {} is not there", self.pool.display());
             return Err(Error::unavailable(detail, "mount the disk that it is on").of(&self.name));
@@ -225,8 +210,7 @@ impl Task for Record {
             Err(e) => return Err(os(what)(e)),
         }
         crash::pass(format_args!("helper/local.record/folder"));
-        let NewVolume { name, endpoint, spec, created } = self.new;
-        VolumeRecord::new(name, endpoint, created, spec).write(&folder)?;
+        record::write(&VolumeRecord::new(self.new), &folder)?;
         sync_folder(&self.pool).map_err(os(&what))?;
         Ok(())
     }
@@ -262,7 +246,7 @@ fn promised(pool: &Path) -> Result<Bytes> {
     let mut sum = Bytes(0);
     for entry in std::fs::read_dir(pool).map_err(os(&what))? {
         let folder = entry.map_err(os(&what))?.path();
-        if let Ok(Some(record)) = VolumeRecord::read(&folder) {
+        if let Ok(Some(record)) = record::read(&folder) {
             sum.0 = sum.0.saturating_add(record.spec.size.0);
         }
     }
@@ -272,7 +256,7 @@ fn promised(pool: &Path) -> Result<Bytes> {
 /// The folder and the record of a volume that must be there.
 fn existing(pool: &Path, name: &VolumeName) -> Result<(PathBuf, VolumeRecord)> {
     let folder = pool.join(name.as_str());
-    let record = VolumeRecord::read(&folder)?.ok_or_else(|| Error::no_volume(name))?;
+    let record = record::read(&folder)?.ok_or_else(|| Error::no_volume(name))?;
     Ok((folder, record))
 }
 
@@ -330,7 +314,7 @@ impl Task for Formatting {
             return Err(Error::internal("a volume that was formatted was to be formatted again"));
         }
         record.storage = Phase::Formatting { fs_uuid: self.uuid };
-        record.write(&folder)
+        record::write(&record, &folder)
     }
 }
 
@@ -369,7 +353,7 @@ impl Task for Publish {
         crash::pass(format_args!("helper/local.publish/renamed"));
         sync_folder(&folder).map_err(os(&what))?;
         record.storage = Phase::Formatted { fs_uuid };
-        record.write(&folder)?;
+        record::write(&record, &folder)?;
         Ok(info(&self.driver, self.store, &folder, record))
     }
 }
@@ -396,11 +380,11 @@ impl Task for Remove {
 /// The record of a volume, with the only right to change what is there: a helper of a daemon that has died may hang in
 /// the same work. `None` when there is no volume.
 fn alone(folder: &Path) -> Result<Option<(File, VolumeRecord)>> {
-    if VolumeRecord::read(folder)?.is_none() {
+    if record::read(folder)?.is_none() {
         return Ok(None);
     }
     let lock = lock_folder(folder)?;
-    Ok(VolumeRecord::read(folder)?.map(|record| (lock, record)))
+    Ok(record::read(folder)?.map(|record| (lock, record)))
 }
 
 fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -> Result<RemoveAction> {
@@ -411,7 +395,7 @@ fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -
     }
     let what = format!("cannot remove {}", folder.display());
     if !record.removing {
-        VolumeRecord::mark_removing(&folder).map_err(os(&what))?;
+        record::mark_removing(&folder).map_err(os(&what))?;
     }
     crash::pass(format_args!("helper/local.remove/marked"));
     for content in [store.unfinished(), store.content()] {
@@ -428,7 +412,7 @@ fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -
     // The record goes after the data: as long as it is there, the removal can be finished.
     sync_folder(&folder).map_err(os(&what))?;
     crash::pass(format_args!("helper/local.remove/no-image"));
-    VolumeRecord::erase(&folder).map_err(os(&what))?;
+    record::erase(&folder).map_err(os(&what))?;
     crash::pass(format_args!("helper/local.remove/no-record"));
     match std::fs::remove_dir(&folder) {
         // Something that is not ours lies in it: the volume is gone, the rest is its owner's.
@@ -502,7 +486,7 @@ impl Task for Recover {
     fn run(self) -> Result<Option<String>> {
         let folder = self.pool.join(self.name.as_str());
         let Some((_alone, mut record)) = alone(&folder)? else {
-            let undone = VolumeRecord::erase_unwritten(&folder).map_err(os(format_args!("cannot remove {}", folder.display())))?;
+            let undone = record::erase_unwritten(&folder).map_err(os(format_args!("cannot remove {}", folder.display())))?;
             return Ok(undone.then(|| "removed its folder, which had no record".to_owned()));
         };
         if record.removing {
@@ -514,7 +498,7 @@ impl Task for Recover {
             // The rename is the last step but one, and happens only when the filesystem is whole.
             Phase::Formatting { fs_uuid } if folder.join(self.store.content()).exists() => {
                 record.storage = Phase::Formatted { fs_uuid };
-                record.write(&folder)?;
+                record::write(&record, &folder)?;
                 Ok(Some("finished its creation".to_owned()))
             }
             // Nobody was told that it exists, and nothing of a user's is in it.

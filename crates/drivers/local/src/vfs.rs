@@ -9,13 +9,14 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use dunnage_driver::Phase;
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
 use dunnage_model::{Error, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::{Store, os};
-use crate::record::{Phase, VolumeRecord, sync_folder};
+use crate::record::{self, sync_folder};
 
 /// The names of its volumes; those that no volume of ours can have are passed over.
 fn names(vfs: &Path) -> Result<Vec<VolumeName>> {
@@ -65,9 +66,9 @@ impl Task for TakeIn {
                 continue;
             }
             // What is half made or half removed there has nothing in it; its record would have this removed.
-            match VolumeRecord::read(&folder)? {
+            match record::read(&folder)? {
                 Some(record) if record.removing || !matches!(record.storage, Phase::Formatted { .. }) => {
-                    VolumeRecord::erase(&folder).map_err(os(&what))?;
+                    record::erase(&folder).map_err(os(&what))?;
                 }
                 _ => {}
             }
@@ -130,7 +131,7 @@ pub fn give_back(pool: &Path, mounts: &Path, vfs: &Path) -> Result<Given> {
             _ => {}
         }
         std::fs::rename(&from, &to).map_err(os(&what))?;
-        VolumeRecord::erase(&folder).map_err(os(&what))?;
+        record::erase(&folder).map_err(os(&what))?;
         std::fs::remove_dir(&folder).map_err(os(&what))?;
         for folder in [mounts, pool] {
             sync_folder(folder).map_err(os(&what))?;

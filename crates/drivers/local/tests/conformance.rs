@@ -24,6 +24,7 @@ fn new_volume(name: &str, spec: PartialSpec) -> NewVolume {
         endpoint: "e".parse().expect("name"),
         spec: spec.complete().expect("spec"),
         created: jiff::Timestamp::UNIX_EPOCH,
+        maker: None,
     }
 }
 
@@ -32,7 +33,7 @@ async fn the_local_driver_passes_the_conformance_suite() {
     for case in CASES {
         let folder = tempfile::tempdir().expect("dir");
         let (driver, host) = local(&folder.path().join("pool"), LIMITS).await;
-        case.run(&Bench { driver: &driver, host: &host }).await.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        case.run(&Bench { driver: &driver, host: &host, maker: None }).await.unwrap_or_else(|e| panic!("{}: {e}", case.name));
         assert_eq!(std::fs::read_dir(folder.path().join("pool")).expect("pool").count(), 0, "{} left something", case.name);
     }
 }

@@ -13,11 +13,11 @@ use super::options::{Giver, Notes, read_options};
 use super::share::Share;
 use super::tree::{self, Node};
 use super::{
-    Adopt, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt, Reconcile,
-    RemovePolicy, STORE_WORDS, rexray, show,
+    Adopt, CephConfig, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt,
+    Reconcile, RemovePolicy, STORE_WORDS, rexray, show,
 };
 
-/// Every driver type of the field that is known by name; all but `local` are not in this build.
+/// Every driver type of the field that is known by name; all but `local` and `ceph` are not in this build.
 const KINDS: &[&str] = &[
     "local",
     "ceph",
@@ -216,6 +216,9 @@ impl Builder<'_> {
                 return None;
             }
         };
+        if kind == "ceph" {
+            return Some(DriverConfig::Ceph(self.ceph(section)));
+        }
         if kind != "local" {
             let said = format!("{}: this build has no {kind} driver; endpoints on {name} answer platform_unavailable", field.path);
             self.config.not_served.push(said);
@@ -247,6 +250,46 @@ impl Builder<'_> {
         }
         section.end(self.flaws);
         Some(DriverConfig::Local(local))
+    }
+
+    fn ceph(&mut self, mut section: Section<'_>) -> CephConfig {
+        let mut ceph = CephConfig::default();
+        if let Some(conf) = self.file_path(&mut section, "conf") {
+            ceph.conf = conf;
+        }
+        if let Some(field) = section.get("user")
+            && let Some(user) = field.text(self.flaws)
+        {
+            match user.strip_prefix("client.").unwrap_or(user) {
+                bare if bare.is_empty() || bare.chars().any(|c| c.is_whitespace() || c.is_control() || "[]".contains(c)) => {
+                    field.flaw(
+                        self.flaws,
+                        format!("{} is {}, which is no user of Ceph", field.path, quoted(user)),
+                        "name one, such as dunnage",
+                    );
+                }
+                bare => bare.clone_into(&mut ceph.user),
+            }
+        }
+        ceph.keyring = self.file_path(&mut section, "keyring");
+        if let Some(pool) = section.get("pool").and_then(|field| field.text(self.flaws)) {
+            pool.clone_into(&mut ceph.pool);
+        }
+        for field in section.get_group("pools").and_then(|field| field.items(self.flaws)).unwrap_or_default() {
+            ceph.pools.extend(field.text(self.flaws).map(str::to_owned).filter(|pool| *pool != ceph.pool));
+        }
+        if let Some(field) = section.get("repl") {
+            match field.text(self.flaws).map(str::parse) {
+                Some(Ok(repl @ 1..=10)) => ceph.repl = Some(repl),
+                Some(_) => field.flaw(self.flaws, format!("{} is no number of copies", field.path), "give it from 1 to 10"),
+                None => {}
+            }
+        }
+        if let Some(timeout) = section.get("timeout").and_then(|field| field.duration(Duration::from_secs(1), self.flaws)) {
+            ceph.timeout = timeout;
+        }
+        section.end(self.flaws);
+        ceph
     }
 
     /// Whether the file has a driver of that name, good or not; without `drivers` there is the built-in one.

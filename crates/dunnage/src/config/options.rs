@@ -20,6 +20,8 @@ const MAX_KEY: usize = 128;
 pub(super) enum Giver<'a> {
     /// A driver that this build has: what it cannot give is refused.
     Here(&'a DriverName),
+    /// The same, and it keeps one copy of everything.
+    OneCopy(&'a DriverName),
     /// One that it has not: nobody can say what it could give.
     Elsewhere(&'a str),
     /// None, or one that has flaws itself.
@@ -29,7 +31,8 @@ pub(super) enum Giver<'a> {
 impl<'a> Giver<'a> {
     pub fn of(name: &'a DriverName, driver: &'a DriverConfig) -> Self {
         match driver {
-            DriverConfig::Local(_) => Giver::Here(name),
+            DriverConfig::Local(_) => Giver::OneCopy(name),
+            DriverConfig::Ceph(_) => Giver::Here(name),
             DriverConfig::Unavailable { kind } => Giver::Elsewhere(kind),
         }
     }
@@ -37,7 +40,7 @@ impl<'a> Giver<'a> {
     /// What the model's messages call the driver.
     fn name(&self) -> &str {
         match self {
-            Giver::Here(name) => name.as_str(),
+            Giver::Here(name) | Giver::OneCopy(name) => name.as_str(),
             Giver::Elsewhere(kind) => kind,
             Giver::Unknown => "(none)",
         }
@@ -77,8 +80,12 @@ pub(super) fn read_options(
             }
             continue;
         }
-        match parse_options([(key, &*text)], hints, giver.name()) {
-            Ok(_) => good.push((key, text, option)),
+        let alone = parse_options([(key, &*text)], hints, giver.name()).and_then(|parsed| match giver {
+            Giver::OneCopy(name) => parsed.spec.keeps_one_copy(name.as_str()),
+            _ => Ok(()),
+        });
+        match alone {
+            Ok(()) => good.push((key, text, option)),
             // The model's message repeats the value.
             Err(_) if known.is_some_and(is_secret) => {
                 option.flaw(flaws, format!("{}: driver {} cannot encrypt", option.path, giver.name()), "leave it out");
@@ -144,7 +151,7 @@ fn is_secret(known: &KnownKey) -> bool {
 /// Why this option is accepted and nothing comes of it; nothing when it is acted on, or refused.
 fn not_acted_on(known: &KnownKey, value: &str, giver: &Giver<'_>, hints: HintPolicy) -> Option<String> {
     let elsewhere = || match giver {
-        Giver::Here(_) => None,
+        Giver::Here(_) | Giver::OneCopy(_) => None,
         Giver::Elsewhere(kind) => Some(format!("nothing comes of it, for this build has no {kind} driver")),
         Giver::Unknown => Some("nothing comes of it without a driver".to_owned()),
     };

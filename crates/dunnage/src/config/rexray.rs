@@ -20,7 +20,7 @@ use dunnage_model::{Bytes, DriverName, EndpointName, FsKind, HintPolicy, Partial
 use self::flat::{Flat, Item};
 use super::flaws::{At, Flaws, did_you_mean, quoted};
 use super::tree::{Node, Value};
-use super::{Adopt, Config, CreatePolicy, DockerEndpoint, DriverConfig, LocalConfig, Places, Preempt, RemovePolicy};
+use super::{Adopt, CephConfig, Config, CreatePolicy, DockerEndpoint, DriverConfig, LocalConfig, Places, Preempt, RemovePolicy};
 
 /// What becomes of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,6 +269,7 @@ impl<'a> Reader<'a> {
         let driver = match kind {
             "local" => DriverConfig::Local(self.local(&parsed)),
             "vfs" => DriverConfig::Local(self.vfs(&parsed)),
+            "ceph" => DriverConfig::Ceph(self.ceph(&parsed)),
             kind => DriverConfig::Unavailable { kind: kind.to_owned() },
         };
         self.config.drivers.insert(parsed.clone(), driver);
@@ -290,6 +291,30 @@ impl<'a> Reader<'a> {
         let root = self.get(&vec![format!("libstorage.server.services.{name}."), String::new()], &["vfs.root"]);
         let vfs = root.and_then(|item| self.folder(item)).unwrap_or_else(|| self.lib.join("vfs"));
         LocalConfig { pool: vfs.join("dunnage"), store: Store::Folders, vfs: Some(vfs), ..LocalConfig::builtin(name.as_str(), self.places) }
+    }
+
+    /// It ran `rbd` as the operator, or as its arguments say.
+    fn ceph(&mut self, name: &DriverName) -> CephConfig {
+        let mut ceph = CephConfig { user: "admin".to_owned(), ..CephConfig::default() };
+        let places = vec![format!("libstorage.server.services.{name}."), String::new()];
+        if let Some(item) = self.get(&places, &["rbd.defaultPool"]) {
+            ceph.pool = self.text(item);
+        }
+        let args = self.get(&places, &["rbd.cephArgs"]).map(|item| self.text(item)).unwrap_or_default();
+        let mut words = args.split_whitespace();
+        while let Some(word) = words.next() {
+            let (flag, value) = word.split_once('=').map_or((word, None), |(flag, value)| (flag, Some(value)));
+            let mut value = || value.or_else(|| words.next()).unwrap_or_default().to_owned();
+            match flag {
+                "--id" | "-i" | "--user" => ceph.user = value(),
+                "--name" | "-n" => ceph.user = value().trim_start_matches("client.").to_owned(),
+                "--conf" | "-c" => ceph.conf = value().into(),
+                "--keyring" | "-k" => ceph.keyring = Some(value().into()),
+                "--cluster" => ceph.conf = format!("/etc/ceph/{}.conf", value()).into(),
+                _ => {}
+            }
+        }
+        ceph
     }
 
     fn folder(&mut self, item: &Item) -> Option<PathBuf> {

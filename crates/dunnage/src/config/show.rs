@@ -7,7 +7,9 @@ use dunnage_model::{Access, Bytes, PartialSpec};
 
 use super::flaws::printable;
 use super::tree::{Node, Value};
-use super::{Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, STORE_WORDS, Volumes, word_of};
+use super::{
+    CephConfig, Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, STORE_WORDS, Volumes, word_of,
+};
 use crate::output;
 
 impl Config {
@@ -48,6 +50,7 @@ impl Config {
                     vfs.as_ref().map(|vfs| format!("    vfs: {}\n", scalar(&vfs.to_string_lossy()))).unwrap_or_default(),
                     overcommit.map_or_else(|| "none".to_owned(), |share| share.to_string()),
                 ),
+                DriverConfig::Ceph(ceph) => ceph_yaml(&name, ceph),
                 DriverConfig::Unavailable { kind } => format!("  {name}:\n    type: {kind}  # not in this build; its other keys are not shown"),
             });
         }
@@ -80,6 +83,17 @@ impl Config {
             inner => format!("{{ {inner} }}"),
         }
     }
+}
+
+fn ceph_yaml(name: &str, ceph: &CephConfig) -> String {
+    let CephConfig { conf, user, keyring, pool, pools, repl, timeout } = ceph;
+    let mut lines = vec![format!("  {name}:\n    type: ceph\n    conf: {}\n    user: {}", scalar(&conf.to_string_lossy()), scalar(user))];
+    lines.extend(keyring.as_ref().map(|path| format!("    keyring: {}", scalar(&path.to_string_lossy()))));
+    let pools: Vec<String> = pools.iter().map(|pool| scalar(pool)).collect();
+    lines.push(format!("    pool: {}\n    pools: [{}]", scalar(pool), pools.join(", ")));
+    lines.extend(repl.map(|repl| format!("    repl: {repl}")));
+    lines.push(format!("    timeout: {}s", timeout.as_secs()));
+    lines.join("\n")
 }
 
 /// What `dunnage config check` says of a good configuration.
@@ -124,6 +138,10 @@ pub fn check_report(config: &Config) -> String {
                     pool.display()
                 )
             }
+            DriverConfig::Ceph(CephConfig { conf, user, pool, pools, .. }) => {
+                let all: Vec<&str> = std::iter::once(pool.as_str()).chain(pools.iter().map(String::as_str)).collect();
+                format!("  {name}: ceph, as client.{user} by {}, pools {}", conf.display(), all.join(", "))
+            }
             DriverConfig::Unavailable { kind } => format!("  {name}: {kind}, which this build does not have"),
         });
     }
@@ -164,7 +182,7 @@ fn place(volumes: &Volumes) -> String {
 
 /// What a layer says, as options and their YAML values.
 fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
-    let PartialSpec { size, fs, uid, gid, mode, thick, access, root_path, mount_options, labels, hints } = spec;
+    let PartialSpec { size, fs, uid, gid, mode, thick, repl, access, root_path, mount_options, labels, hints } = spec;
     let mut pairs: Vec<(&str, Option<String>)> = vec![
         ("size", size.map(exact)),
         ("fs", fs.map(|fs| fs.to_string())),
@@ -172,6 +190,7 @@ fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
         ("gid", gid.map(|id| id.to_string())),
         // In quotes: to us 0755 is octal anyway, to other readers of YAML it is seven hundred and fifty-five.
         ("mode", mode.map(|mode| format!("\"{mode}\""))),
+        ("repl", repl.map(|repl| repl.to_string())),
         ("thick", thick.map(|thick| thick.to_string())),
         ("rootPath", root_path.as_ref().map(|path| scalar(&path.to_string()))),
         ("mountOptions", mount_options.as_ref().map(|options| scalar(&options.to_string()))),

@@ -49,6 +49,7 @@ holders: { reconcile: act, grace: 1h 30m, docker: [ /run/d.sock ], podman: [], m
 drivers:
   fast: { type: local, pool: /srv/fast, reserve: 12.5%, warn: 99%, overcommit: 200% }
   slow: { type: local }
+  ceph: { type: ceph, conf: /srv/ceph.conf, user: client.volumes, keyring: /srv/key, pool: fast, pools: [ wide ], repl: 2, timeout: 20s }
   ebs: { accessKey: SECRET, secretKey: "SECRET" }
 endpoints:
   docker:
@@ -97,13 +98,12 @@ fn local<'c>(config: &'c Config, name: &str) -> &'c LocalConfig {
 #[test]
 fn the_design_s_example_loads_and_says_what_is_not_served() {
     let config = good(EXAMPLE);
-    let kind = config.drivers.get(&"pxd".parse().expect("name"));
-    assert_eq!(kind, Some(&DriverConfig::Unavailable { kind: "ceph".into() }));
+    let pxd = config.drivers.get(&"pxd".parse().expect("name"));
+    assert_eq!(pxd, Some(&DriverConfig::Ceph(CephConfig { repl: Some(3), ..CephConfig::default() })));
     assert_eq!(local(&config, "local").pool, PathBuf::from("/s/pool/local"));
     let names: Vec<&str> = config.docker.iter().map(|e| e.name.as_str()).collect();
     assert_eq!(names, ["dunnage", "pxd"]);
-    assert_eq!(config.not_served.len(), 2);
-    assert!(config.not_served.contains(&"endpoints.csi: this version does not serve CSI".to_owned()));
+    assert_eq!(config.not_served, ["endpoints.csi: this version does not serve CSI"]);
 }
 
 #[test]
@@ -389,9 +389,10 @@ fn endpoints_that_are_there_and_empty_are_none() {
 
 #[test]
 fn a_driver_s_name_is_its_type_where_it_is_one() {
-    let config = good("drivers: { local: { reserve: 10% }, ceph: }");
+    let config = good("drivers: { local: { reserve: 10% }, ceph: , ebs: }");
     assert_eq!(local(&config, "local").reserve, Share::percent(10));
-    assert_eq!(config.drivers.get(&"ceph".parse().expect("name")), Some(&DriverConfig::Unavailable { kind: "ceph".into() }));
+    assert_eq!(config.drivers.get(&"ceph".parse().expect("name")), Some(&DriverConfig::Ceph(CephConfig::default())));
+    assert_eq!(config.drivers.get(&"ebs".parse().expect("name")), Some(&DriverConfig::Unavailable { kind: "ebs".into() }));
     says("drivers: { fast: { pool: /x } }\nendpoints: {}", &["{drivers.fast}", "cfg.yml:1:12", "add 'type: local'"]);
 }
 
@@ -589,7 +590,7 @@ fn the_report_names_drivers_endpoints_their_defaults_and_what_is_not_served() {
     for part in [
         "/etc/x.yml is good",
         "local: local, images in the pool /s/pool/local, reserve 5%, warn 85%, overcommit none",
-        "pxd: ceph, which this build does not have",
+        "pxd: ceph, as client.dunnage by /etc/ceph/ceph.conf, pools rbd",
         "dunnage: driver local, hints refuse, defaults size=16GiB fs=ext4",
         "endpoints.csi: this version does not serve CSI",
     ] {

@@ -237,9 +237,29 @@ impl Task for Detach {
     type Output = Detached;
 
     fn run(self) -> Result<Detached> {
-        let (file, id) = open(&self.request)?;
+        let shown = self.request.path();
+        let open = open_beneath(&self.request.folder, &self.request.relative, OFlags::RDWR);
+        if open.as_ref().is_err_and(|e| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))) {
+            return patiently(|| without_file(&shown), |outcome| *outcome == Detached::Lingering);
+        }
+        let file = open.map_err(failed(format_args!("cannot open {}", shown.display())))?;
+        let id = file_id(&file).map_err(failed(format_args!("cannot look at {}", shown.display())))?;
         patiently(|| self.once(&file, id), |outcome| *outcome == Detached::Lingering)
     }
+}
+
+/// One try, where the server of the file has died, so that nobody can open it: the loops that show its path have it.
+fn without_file(shown: &Path) -> Result<Detached> {
+    let mut outcome = Detached::NotThere;
+    for path in devices()?.into_iter().filter(|path| backing(path) == *shown) {
+        match clear(&path, |_| backing(&path) == *shown)? {
+            Some(Detached::Lingering) => return Ok(Detached::Lingering),
+            Some(Detached::Done) if backing(&path) == *shown => return Ok(Detached::Lingering),
+            Some(done) => outcome = done,
+            None => {}
+        }
+    }
+    Ok(outcome)
 }
 
 impl Detach {

@@ -144,6 +144,9 @@ pub(super) const KEYS: &[(&str, Fate, &str)] = &[
     // Ours, for a REX-Ray configuration on the driver `local`.
     ("local.pool", Mapped, "the pool of the driver"),
     ("vfs.root", Mapped, "the folder of the driver"),
+    ("rbd.defaultPool", Mapped, "the pool of the driver"),
+    ("rbd.cephArgs", Mapped, "of them --id, --name, --conf, --keyring and --cluster: user, keyring and conf of the driver"),
+    ("rbd.testModule", Ignored, "what this kernel can do is found out when a volume is attached"),
 ];
 
 /// Storage drivers: the names that REX-Ray knew each by, what a type of ours has its platform, and its keys.
@@ -174,7 +177,7 @@ pub(super) const DRIVERS: &[(&[&str], &str, &[&str])] = &[
             "nvmeBinPath",
         ],
     ),
-    (&["rbd"], "ceph", &["defaultPool", "testModule", "cephArgs"]),
+    (&["rbd"], "ceph", &[]),
     (
         &["efs"],
         "efs",

@@ -208,6 +208,23 @@ fn every_key_of_the_inventory_is_read_and_told_of() {
 }
 
 #[test]
+fn rbd_s_pool_and_arguments_become_a_driver_of_ours() {
+    let rbd = |more: &str| {
+        let config = good(&format!("libstorage: {{ service: rbd }}\nrbd: {{ {more} }}\n"));
+        match config.drivers.into_values().next() {
+            Some(DriverConfig::Ceph(ceph)) => ceph,
+            other => panic!("it is {other:?}"),
+        }
+    };
+    let plain = CephConfig { user: "admin".to_owned(), ..CephConfig::default() };
+    assert_eq!(rbd("testModule: false"), plain);
+    let args = CephConfig { pool: "fast".to_owned(), user: "volumes".to_owned(), keyring: Some("/k".into()), ..plain.clone() };
+    assert_eq!(rbd("defaultPool: fast, cephArgs: --id volumes --keyring=/k --debug"), args);
+    let cluster = CephConfig { user: "volumes".to_owned(), conf: "/etc/ceph/east.conf".into(), ..plain };
+    assert_eq!(rbd("cephArgs: --cluster east -n client.volumes"), cluster);
+}
+
+#[test]
 fn what_was_read_can_be_written_as_one_of_ours() {
     for text in
         [EVERY_KEY, "libstorage: { service: local }\n", "rexray: { storageDrivers: virtualbox }\ndocker: { size: 1, volumeType: gp2 }\n"]

@@ -57,7 +57,7 @@ mod any {
         let device = (0..2_usize, of(Just(OURS)), any::<bool>());
         let ledger = (0..3_usize, device, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
         let platform =
-            (of(info()), any::<(bool, bool)>(), of(probe()), any::<bool>(), any::<bool>(), any::<bool>(), of(removed), of(of("x")));
+            (of(info()), any::<(bool, bool, bool)>(), of(probe()), any::<bool>(), any::<bool>(), any::<bool>(), of(removed), of(of("x")));
         let node = (of(mounted()), any::<bool>(), of(attached()), of(probe()), any::<bool>(), any::<bool>(), mounted());
         let gone = (of(unmounted()), of(Just(vec![process(1, "init", false)])), of(detached));
         let trouble = (of(Just(step_failed(0))), any::<bool>());
@@ -65,7 +65,8 @@ mod any {
         (ledger, platform, node, gone, trouble, nodes).prop_map(|(ledger, platform, node, gone, trouble, nodes)| {
             let (shared, own_tried, owned, named, given_up) = nodes;
             let (holders, (attachers, kept, intended), staged, cancelled, recorded, committed, released) = ledger;
-            let (volume, (provision_tried, allocated), probed_new, formatting, formatted, published, removed, recovered) = platform;
+            let (volume, (provision_tried, allocated, unattached), probed_new, formatting, formatted, published, removed, recovered) =
+                platform;
             let (at, in_place, attached, probe, checked, mount_tried, mounted) = node;
             let (unmounted, users, detached) = gone;
             let (failure, undo_failed) = trouble;
@@ -83,6 +84,7 @@ mod any {
                 provision_tried,
                 recorded,
                 allocated,
+                unattached,
                 probed_new,
                 formatting,
                 formatted,

@@ -1,0 +1,305 @@
+//! An image as a block device where the kernel has no rbd: `qemu-storage-daemon` shows it as a file over FUSE, and a loop device is
+//! put on that file.
+//!
+//! Such a process carries the volume's data. It is nobody's child, outlives the daemon, and is found again by its folder, which
+//! stands in its command line. What is known of it lies in that folder, beside the file that it serves.
+
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dunnage_host::helpers::Task;
+use dunnage_model::{Error, Result, VolumeName};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::ClientAddress;
+use crate::tasks::Place;
+
+/// The program.
+const PROGRAM: &str = "qemu-storage-daemon";
+/// The file that shows the image; a loop device is put on it.
+pub const DEVICE: &str = "device";
+/// Its process number, as it writes it itself.
+const PID: &str = "pid";
+/// As whom it writes. Nobody reads or writes through it before this is there.
+const CLIENT: &str = "client";
+/// The cluster's configuration, with the place of the key.
+const CONF: &str = "ceph.conf";
+/// What it said when it did not start.
+const SAID: &str = "said";
+
+/// How long it may take to open an image.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to end: whatever was to be written was flushed before.
+const END: Duration = Duration::from_secs(5);
+
+/// How an image stands on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Carried {
+    /// It is not here.
+    No,
+    /// Its process runs, and nobody has come to know yet as whom it writes: a start that was interrupted.
+    Unnamed,
+    /// Its process runs, and writes as this client.
+    By(ClientAddress),
+    /// Its process has died.
+    Dead,
+}
+
+/// What an end came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ended {
+    /// It had ended before, or never run.
+    Before,
+    /// It has closed the image, with every write of its own answered.
+    InOrder,
+    /// It did not end when it was told to: what it had sent may be on its way.
+    Killed,
+}
+
+fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
+    move |e| Error::os(what, &e)
+}
+
+/// What it is told to serve: also what it is known by.
+fn export(folder: &Path) -> String {
+    json!({ "type": "fuse", "id": "volume", "node-name": "volume", "mountpoint": folder.join(DEVICE), "writable": true }).to_string()
+}
+
+/// Its process.
+fn process(folder: &Path) -> Result<Option<Pid>> {
+    let export = export(folder);
+    let is_it = |pid: &Pid| {
+        let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let mut words = line.split(|byte| *byte == 0);
+        let program = words.next().map(|word| Path::new(std::ffi::OsStr::from_bytes(word)).file_name() == Some(PROGRAM.as_ref()));
+        program == Some(true) && words.any(|word| word == export.as_bytes())
+    };
+    let number = |text: &str| text.trim().parse().ok().and_then(Pid::from_raw);
+    let written = std::fs::read_to_string(folder.join(PID)).ok().and_then(|text| number(&text));
+    if let Some(pid) = written.filter(is_it) {
+        return Ok(Some(pid));
+    }
+    // It may not have come as far as writing it down.
+    let all = std::fs::read_dir("/proc").map_err(os("cannot list /proc"))?;
+    Ok(all.flatten().filter_map(|entry| number(entry.file_name().to_str()?)).find(is_it))
+}
+
+/// Looks how an image stands on this node.
+#[derive(Serialize, Deserialize)]
+pub struct Look {
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+impl Task for Look {
+    const NAME: &'static str = "ceph.look";
+    type Output = Carried;
+
+    fn run(self) -> Result<Carried> {
+        let Look { folder } = self;
+        if !folder.is_dir() {
+            return Ok(Carried::No);
+        }
+        if process(&folder)?.is_none() {
+            return Ok(Carried::Dead);
+        }
+        match std::fs::read_to_string(folder.join(CLIENT)) {
+            Ok(client) => Ok(Carried::By(client.parse()?)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Carried::Unnamed),
+            Err(e) => Err(os(format_args!("cannot read {}", folder.join(CLIENT).display()))(e)),
+        }
+    }
+}
+
+/// Starts the process, and waits until it shows the image.
+#[derive(Serialize, Deserialize)]
+pub struct Start {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// The image's pool.
+    pub place: Place,
+    /// The image.
+    pub image: String,
+}
+
+impl Task for Start {
+    const NAME: &'static str = "ceph.start";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let Start { folder, place: Place { access, pool }, image } = self;
+        let what = format!("cannot make {}", folder.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(os(&what))?;
+        // The key is where the configuration says, or where ours does.
+        let mut conf = std::fs::read_to_string(&access.conf).map_err(os(format_args!("cannot read {}", access.conf.display())))?;
+        conf.push_str(&format!("\n[client.{}]\nclient mount timeout = {}\n", access.user, START.as_secs() / 2));
+        if let Some(keyring) = &access.keyring {
+            conf.push_str(&format!("keyring = {}\n", keyring.display()));
+        }
+        std::fs::write(folder.join(CONF), conf).map_err(os(&what))?;
+        File::create(folder.join(DEVICE)).map_err(os(&what))?;
+        let blockdev = json!({
+            "driver": "rbd",
+            "node-name": "volume",
+            "pool": pool,
+            "image": image,
+            "conf": folder.join(CONF),
+            "user": access.user,
+            "discard": "unmap",
+            // Nothing is kept in a process that may die.
+            "cache": { "direct": true },
+        });
+        let said = File::options().create(true).truncate(true).write(true).mode(0o600).open(folder.join(SAID)).map_err(os(&what))?;
+        let mut command = Command::new(PROGRAM);
+        command.args(["--blockdev", &blockdev.to_string(), "--export", &export(&folder), "--daemonize", "--pidfile"]);
+        command.arg(folder.join(PID)).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
+        let mut child = command.spawn().map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Error::unavailable(
+                format!("there is neither an rbd module in this kernel nor {PROGRAM} on this node"),
+                "install the packages qemu-system-common and qemu-block-extra",
+            ),
+            _ => os(format_args!("cannot start {PROGRAM}"))(e),
+        })?;
+        let begun = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().map_err(os(format_args!("cannot wait for {PROGRAM}")))? {
+                break status;
+            }
+            if begun.elapsed() > START {
+                // The one that waits, and the one that is waited for.
+                let _ = child.kill();
+                let _ = child.wait();
+                end(&folder, Duration::ZERO)?;
+                let detail = format!("image {image:?} of pool {pool:?} could not be opened within {} s", START.as_secs());
+                return Err(Error::unavailable(detail, "look at 'ceph status' and at the network to its storage daemons"));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        if status.success() {
+            return Ok(());
+        }
+        let said = std::fs::read_to_string(folder.join(SAID)).unwrap_or_default();
+        let last = said.lines().last().unwrap_or("it said nothing").chars().take(300).collect::<String>();
+        clear(&folder)?;
+        let next = format!("look at the image with 'rbd info {pool}/{image}', and at the key of client.{}", access.user);
+        Err(Error::unavailable(format!("{PROGRAM} cannot show image {image:?} of pool {pool:?}: {last}"), next))
+    }
+}
+
+/// Writes down as whom the process writes: from now on it is used.
+#[derive(Serialize, Deserialize)]
+pub struct Tell {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// As whom.
+    pub client: ClientAddress,
+}
+
+impl Task for Tell {
+    const NAME: &'static str = "ceph.tell";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let Tell { folder, client } = self;
+        let (path, new) = (folder.join(CLIENT), folder.join("client.new"));
+        let write = || std::fs::write(&new, client.to_string()).and_then(|()| std::fs::rename(&new, &path));
+        write().map_err(os(format_args!("cannot write {}", path.display())))
+    }
+}
+
+/// Ends the process, when nothing uses its file any more, and takes its folder away.
+#[derive(Serialize, Deserialize)]
+pub struct End {
+    /// Its folder.
+    pub folder: PathBuf,
+}
+
+impl Task for End {
+    const NAME: &'static str = "ceph.end";
+    type Output = Ended;
+
+    fn run(self) -> Result<Ended> {
+        let ended = end(&self.folder, END)?;
+        clear(&self.folder)?;
+        Ok(ended)
+    }
+}
+
+fn end(folder: &Path, patience: Duration) -> Result<Ended> {
+    let Some(pid) = process(folder)? else { return Ok(Ended::Before) };
+    let failed = |e: rustix::io::Errno| Error::os(format_args!("cannot end {PROGRAM} (pid {})", pid.as_raw_nonzero()), &e.into());
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(Ended::Before),
+        Err(e) => return Err(failed(e)),
+    };
+    // From here on the number cannot become another's; it may have before.
+    if process(folder)? != Some(pid) {
+        return Ok(Ended::Before);
+    }
+    let ended_by = |signal, patience: Duration| -> Result<bool> {
+        match pidfd_send_signal(&pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let seconds = patience.as_secs().cast_signed();
+        let patience = Timespec { tv_sec: seconds, tv_nsec: patience.subsec_nanos().into() };
+        Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).map_err(failed)? > 0)
+    };
+    if !patience.is_zero() && ended_by(Signal::TERM, patience)? {
+        return Ok(Ended::InOrder);
+    }
+    if ended_by(Signal::KILL, END)? {
+        return Ok(Ended::Killed);
+    }
+    Err(Error::unavailable(format!("{PROGRAM} (pid {}) does not die", pid.as_raw_nonzero()), "look what it waits for in the kernel"))
+}
+
+/// Takes away what a process that has ended leaves.
+fn clear(folder: &Path) -> Result<()> {
+    let what = format!("cannot take {} away", folder.display());
+    match rustix::mount::unmount(folder.join(DEVICE), rustix::mount::UnmountFlags::NOFOLLOW) {
+        // It did so itself.
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
+        Err(e) => return Err(os(what)(e.into())),
+    }
+    for file in [DEVICE, PID, CLIENT, "client.new", CONF, SAID] {
+        match std::fs::remove_file(folder.join(file)) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
+            _ => {}
+        }
+    }
+    match std::fs::remove_dir(folder) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(os(what)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// The volumes whose images are on this node, in whatever way.
+#[derive(Serialize, Deserialize)]
+pub struct All {
+    /// The folder of their folders.
+    pub folder: PathBuf,
+}
+
+impl Task for All {
+    const NAME: &'static str = "ceph.all";
+    type Output = Vec<VolumeName>;
+
+    fn run(self) -> Result<Vec<VolumeName>> {
+        match std::fs::read_dir(&self.folder) {
+            Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            Err(e) => Err(os(format_args!("cannot list {}", self.folder.display()))(e)),
+        }
+    }
+}

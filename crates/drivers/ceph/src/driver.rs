@@ -1,0 +1,500 @@
+//! The driver: volumes that are images of RBD.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use dunnage_driver::{
+    Adopt, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Phase, Provision, Reach, Share, Sign, Versioned, VolumeRecord,
+};
+use dunnage_host::helpers::{Runner, Task, run};
+use dunnage_host::{Detached, DeviceNumber, Host, LoopRequest};
+use dunnage_model::{
+    Bytes, Client, DriverName, Error, HERE, HintPolicy, Kind, NodeId, Owner, OwnerRecord, OwnerState, PartialSpec, RemoveAction, Result,
+    Usage, VolumeInfo, VolumeName, VolumeSpec, VolumeState,
+};
+use uuid::Uuid;
+
+use crate::carrier::{self, Carried, Ended};
+use crate::node::{GiveSign, ReadSign};
+use crate::tasks::{
+    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageWatchers, ListImages, Place, ReadRecord, RemoveImage,
+    RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
+};
+use crate::volumes::{NAMES, ReadAll, Stored, oid};
+use crate::{Access, ClientAddress, ImageInfo};
+
+/// A fence that ended by itself would be none: a client that was frozen meanwhile writes again (measured). The cluster keeps no
+/// entry for ever; this is five years.
+const FOR_GOOD: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+
+/// What a [`Ceph`] needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The name that it is configured under.
+    pub name: DriverName,
+    /// How the cluster is reached.
+    pub access: Access,
+    /// The pools. In the first are the records of all volumes, and the images of those that do not ask for another.
+    pub pools: Vec<String>,
+    /// How many copies a volume has that asks for no number.
+    pub repl: Option<u32>,
+    /// Who we are.
+    pub me: Owner,
+    /// Where the devices of this node are kept track of; it dies with the boot.
+    pub folder: PathBuf,
+}
+
+/// The images of some pools of a cluster.
+pub struct Ceph {
+    settings: Settings,
+    host: Host,
+    /// What is asked of the cluster. Its helpers keep connections, so nobody else should use it.
+    cluster: Arc<dyn Runner>,
+    /// For the signs of life: its helper keeps the watch, and does nothing else that could hang.
+    signs: Arc<dyn Runner>,
+}
+
+/// A record as it was read.
+struct Found {
+    revision: u64,
+    stored: Stored,
+}
+
+impl Ceph {
+    /// A driver; nothing is asked of the cluster yet. `cluster` and `signs` must be two runners that nobody else uses.
+    pub fn new(settings: Settings, host: Host, cluster: Arc<dyn Runner>, signs: Arc<dyn Runner>) -> Self {
+        Ceph { settings, host, cluster, signs }
+    }
+
+    fn place(&self, pool: &str) -> Place {
+        Place { access: self.settings.access.clone(), pool: pool.to_owned() }
+    }
+
+    /// Where the records are.
+    fn home(&self) -> Place {
+        self.place(self.settings.pools.first().map_or("", String::as_str))
+    }
+
+    async fn ask<T: Task>(&self, name: &VolumeName, task: T) -> Result<T::Output> {
+        run(&*self.cluster, &task).await.map_err(|e| e.of(name))
+    }
+
+    /// What has a device on this node is asked in helpers that need no cluster.
+    async fn here<T: Task>(&self, name: &VolumeName, task: T) -> Result<T::Output> {
+        run(&*self.host.runner, &task).await.map_err(|e| e.of(name))
+    }
+
+    async fn find(&self, name: &VolumeName) -> Result<Option<Found>> {
+        let (place, oid) = (self.home(), oid(name));
+        let what = format!("object {oid} of pool {}", place.pool);
+        let Some(found) = self.ask(name, ReadRecord { place, oid }).await? else { return Ok(None) };
+        let stored = Stored::parse(&found.data, &what).map_err(|e| e.of(name))?;
+        Ok(Some(Found { revision: found.revision, stored }))
+    }
+
+    async fn there(&self, name: &VolumeName) -> Result<Found> {
+        self.find(name).await?.ok_or_else(|| Error::no_volume(name))
+    }
+
+    /// Writes a record, if nobody has changed it since it was read.
+    async fn write(&self, name: &VolumeName, expected: u64, stored: &Stored) -> Result<Option<u64>> {
+        let (revision, data) = (expected + 1, written(stored)?);
+        let swapped = self.ask(name, SwapRecord { place: self.home(), oid: oid(name), expected, revision, data }).await?;
+        Ok(swapped.then_some(revision))
+    }
+
+    /// Changes what a volume is, if it is this node's.
+    async fn change(&self, name: &VolumeName, edit: impl Fn(&mut Stored) -> Result<()>) -> Result<Found> {
+        loop {
+            let Found { revision, mut stored } = self.there(name).await?;
+            if stored.owner.owner() != Some(&self.settings.me) {
+                return Err(Error::unavailable("another node has taken it meanwhile; nothing was changed", "ask again").of(name));
+            }
+            edit(&mut stored).map_err(|e| e.of(name))?;
+            if let Some(revision) = self.write(name, revision, &stored).await? {
+                return Ok(Found { revision, stored });
+            }
+        }
+    }
+
+    async fn image(&self, name: &VolumeName, pool: &str, image: String) -> Result<Option<ImageInfo>> {
+        self.ask(name, StatImage { place: self.place(pool), name: image }).await
+    }
+
+    fn info(&self, stored: Stored, image: bool) -> VolumeInfo {
+        let (state, why) = match stored.volume.state() {
+            VolumeState::Ready if !image => {
+                let why = format!("there is no image {} in pool {}", stored.volume.name, stored.pool);
+                (VolumeState::Damaged, Some(why))
+            }
+            state => (state, None),
+        };
+        stored.volume.info(&self.settings.name, state, why, Usage::default())
+    }
+
+    /// The pool that keeps so many copies.
+    async fn pool_for(&self, new: &NewVolume) -> Result<String> {
+        let mut kept = Vec::new();
+        for pool in &self.settings.pools {
+            let Some(asked) = new.spec.repl else { return Ok(pool.clone()) };
+            let copies = self.ask(&new.name, CopiesOf { place: self.place(pool) }).await?;
+            if copies == asked {
+                return Ok(pool.clone());
+            }
+            kept.push(format!("{pool} keeps {copies}"));
+        }
+        let asked = new.spec.repl.unwrap_or_default();
+        let detail = format!("no pool of driver {} keeps {asked} copies: {}", self.settings.name, kept.join(", "));
+        let next = format!(
+            "ask for what a pool keeps, or make one ('ceph osd pool create', 'ceph osd pool set NAME size {asked}') and add it to the driver's 'pools'"
+        );
+        Err(Error::invalid("repl", detail, next).of(&new.name))
+    }
+
+    fn folder(&self, name: &VolumeName) -> PathBuf {
+        self.settings.folder.join(name.as_str())
+    }
+
+    fn file(&self, name: &VolumeName) -> LoopRequest {
+        LoopRequest { folder: self.folder(name), relative: carrier::DEVICE.into() }
+    }
+
+    async fn look(&self, name: &VolumeName) -> Result<Carried> {
+        self.here(name, carrier::Look { folder: self.folder(name) }).await
+    }
+
+    async fn end(&self, name: &VolumeName) -> Result<Ended> {
+        self.here(name, carrier::End { folder: self.folder(name) }).await
+    }
+
+    /// Begins to carry an image, and finds out as whom.
+    async fn start(&self, name: &VolumeName, stored: &Stored) -> Result<()> {
+        let (folder, place, image) = (self.folder(name), self.place(&stored.pool), stored.image_name());
+        let before = self.watchers(name, stored).await?;
+        self.here(name, carrier::Start { folder: folder.clone(), place, image }).await?;
+        let new: Vec<ClientAddress> = self.watchers(name, stored).await?.difference(&before).copied().collect();
+        let [client] = new[..] else {
+            self.end(name).await?;
+            let detail = format!("{} clients have opened its image at the same time, and nobody can say which one is ours", new.len());
+            return Err(Error::unavailable(detail, "ask again").of(name));
+        };
+        self.here(name, carrier::Tell { folder, client }).await
+    }
+
+    async fn watchers(&self, name: &VolumeName, stored: &Stored) -> Result<BTreeSet<ClientAddress>> {
+        let watchers = self.ask(name, ImageWatchers { place: self.place(&stored.pool), name: stored.image_name() }).await?;
+        Ok(watchers.unwrap_or_default().into_iter().map(|watcher| watcher.address).collect())
+    }
+
+    /// A fence that ends by itself. It is no fence: for the test that shows so.
+    #[doc(hidden)]
+    pub async fn fence_for(&self, clients: &BTreeSet<Client>, duration: Duration) -> Result<()> {
+        let clients = clients.iter().map(|client| client.0.parse()).collect::<Result<_>>()?;
+        run(&*self.cluster, &Blocklist { access: self.settings.access.clone(), clients, duration }).await
+    }
+
+    /// Removes an image, if it is there and has this id. (Of one that has none yet, its name is proof enough.)
+    async fn remove_image(&self, name: &VolumeName, pool: &str, image: String, id: Option<&str>) -> Result<()> {
+        match self.image(name, pool, image.clone()).await? {
+            Some(found) if id.is_none_or(|id| id == found.id) => {
+                self.ask(name, RemoveImage { place: self.place(pool), name: image }).await.map(|_| ())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn written(stored: &Stored) -> Result<Vec<u8>> {
+    serde_json::to_vec(stored).map_err(|e| Error::internal(format!("a record cannot be written: {e}")))
+}
+
+#[async_trait]
+impl Driver for Ceph {
+    fn name(&self) -> &DriverName {
+        &self.settings.name
+    }
+
+    fn kind(&self) -> &'static str {
+        "ceph"
+    }
+
+    fn reach(&self) -> Reach {
+        Reach::Cluster
+    }
+
+    fn complete(&self, asked: PartialSpec, defaults: &PartialSpec, _hints: HintPolicy) -> Result<VolumeSpec> {
+        let spec = asked.over(defaults);
+        let spec = PartialSpec { repl: spec.repl.or(self.settings.repl), ..spec }.complete()?;
+        if spec.thick {
+            let detail =
+                format!("driver {} cannot give thick=true: images of Ceph take their space as they are written", self.settings.name);
+            return Err(Error::invalid("thick", detail, "leave it out"));
+        }
+        Ok(spec)
+    }
+
+    async fn list(&self) -> Result<Listing> {
+        let (volumes, unreadable) = run(&*self.cluster, &ReadAll { place: self.home() }).await?;
+        let mut images: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for pool in &self.settings.pools {
+            let listed = run(&*self.cluster, &ListImages { place: self.place(pool) }).await?;
+            images.insert(pool, listed.into_iter().map(|image| image.name).collect());
+        }
+        let info = |stored: Stored| {
+            // Of a pool that is not ours nothing is known.
+            let image = images.get(&*stored.pool).is_none_or(|names| names.contains(stored.volume.name.as_str()));
+            self.info(stored, image)
+        };
+        Ok(Listing { volumes: volumes.into_iter().map(info).collect(), unreadable })
+    }
+
+    async fn inspect(&self, name: &VolumeName) -> Result<Option<VolumeInfo>> {
+        let Some(Found { stored, .. }) = self.find(name).await? else { return Ok(None) };
+        let whole = stored.volume.state() == VolumeState::Ready;
+        let image = whole && self.image(name, &stored.pool, stored.image_name()).await?.is_some();
+        Ok(Some(self.info(stored, image)))
+    }
+
+    async fn attach(&self, name: &VolumeName) -> Result<Attached> {
+        let Found { stored, .. } = self.there(name).await?;
+        if stored.volume.removing {
+            return Err(Error::unavailable("it is being removed", "look at 'dunnage volume inspect'").of(name));
+        }
+        let cut = |client: &ClientAddress| stored.owner.cut.contains(&Client(client.to_string()));
+        let mut carried = self.look(name).await?;
+        match carried {
+            Carried::By(client) if !cut(&client) => {}
+            Carried::No => {}
+            // It was cut off, or has died, or nobody knows as whom it writes: nothing good comes of it any more.
+            Carried::By(_) | Carried::Dead | Carried::Unnamed => {
+                if self.host.loops.detach(&self.file(name), None).await.map_err(|e| e.of(name))? == Detached::Lingering {
+                    let detail = "what this node had of it was cut off, and something on this node uses that still";
+                    return Err(Error::in_use(Vec::new(), HERE, detail, "end what uses it, then ask again").of(name));
+                }
+                self.end(name).await?;
+                carried = Carried::No;
+            }
+        }
+        let found = carried != Carried::No;
+        if !found {
+            self.start(name, &stored).await?;
+        }
+        let device = self.host.loops.attach(&self.file(name)).await.map_err(|e| e.of(name))?;
+        Ok(Attached { path: device.path, number: device.number, found: found && device.found })
+    }
+
+    async fn detach(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached> {
+        if self.look(name).await? == Carried::No {
+            return Ok(Detached::NotThere);
+        }
+        if self.host.loops.detach(&self.file(name), device).await.map_err(|e| e.of(name))? == Detached::Lingering {
+            return Ok(Detached::Lingering);
+        }
+        match self.end(name).await? {
+            Ended::Before | Ended::InOrder => Ok(Detached::Done),
+            Ended::Killed => {
+                let detail = "the process that carried it did not end, and was killed";
+                Err(Error::unavailable(detail, "look at 'ceph status'; what it had sent is cut off before the volume is given up").of(name))
+            }
+        }
+    }
+
+    fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool {
+        self.host.loops.has_in_place(&self.file(name), device)
+    }
+
+    async fn attachments(&self) -> Result<Vec<Attachment>> {
+        let names = run(&*self.host.runner, &carrier::All { folder: self.settings.folder.clone() }).await?;
+        let loops = self.host.loops.list(&self.settings.folder).await?;
+        let of = |name: VolumeName| {
+            let path = self.file(&name).path();
+            let number = loops.iter().find(|device| device.backing == path)?.number;
+            Some(Attachment { name, number })
+        };
+        Ok(names.into_iter().filter_map(of).collect())
+    }
+
+    async fn capacity(&self) -> Result<Capacity> {
+        let place = self.home();
+        let shown = format!("pool {} ({})", place.pool, place.access.conf.display());
+        let space = run(&*self.cluster, &SpaceOf { place: place.clone() }).await?;
+        let (volumes, _) = run(&*self.cluster, &ReadAll { place }).await?;
+        let promised = volumes.iter().fold(0_u64, |sum, stored| sum.saturating_add(stored.volume.spec.size.0));
+        Ok(Capacity { place: shown, space, promised: Bytes(promised), reserve: Bytes(0), warnings: Vec::new() })
+    }
+
+    fn provision(&self) -> Option<&dyn Provision> {
+        Some(self)
+    }
+
+    fn adopt(&self) -> Option<&dyn Adopt> {
+        None
+    }
+
+    fn share(&self) -> Option<&dyn Share> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Provision for Ceph {
+    async fn record(&self, new: &NewVolume) -> Result<()> {
+        let (name, pool) = (&new.name, self.pool_for(new).await?);
+        for pool in &self.settings.pools {
+            if self.image(name, pool, name.to_string()).await?.is_some() {
+                let detail = format!("there is an image {name} in pool {pool} that Dunnage has not made");
+                let next = "choose another name, or give the image another one ('rbd rename')";
+                return Err(Error::new(Kind::ExistsIncompatible, detail, next).of(name));
+            }
+        }
+        let mut owner = OwnerRecord::new();
+        if let Some(maker) = &new.maker {
+            owner.epoch = 1;
+            owner.state = OwnerState::Held { owner: maker.clone(), clients: None, taken: false };
+        }
+        let stored = Stored { volume: VolumeRecord::new(new.clone()), pool, image: None, owner, unknown: serde_json::Map::new() };
+        let data = written(&stored)?;
+        if !self.ask(name, CreateRecord { place: self.home(), oid: oid(name), revision: 1, data }).await? {
+            let detail = "another node makes a volume of that name at this moment";
+            return Err(Error::new(Kind::ExistsIncompatible, detail, "ask again").of(name));
+        }
+        self.ask(name, AddName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await
+    }
+
+    async fn allocate(&self, name: &VolumeName) -> Result<Option<PathBuf>> {
+        let Found { stored, .. } = self.there(name).await?;
+        if stored.volume.storage != Phase::Never {
+            return Err(Error::internal("a volume that has storage was to be given some").of(name));
+        }
+        let create = CreateImage { place: self.place(&stored.pool), name: stored.unfinished(), size: stored.volume.spec.size };
+        // One that is there already is this volume's own: no other has its number.
+        self.ask(name, create).await?;
+        Ok(None)
+    }
+
+    async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
+        let Found { stored, .. } = self.there(name).await?;
+        let image = self.image(name, &stored.pool, stored.unfinished()).await?;
+        let id = image.ok_or_else(|| Error::internal("a volume without an image was to be formatted").of(name))?.id;
+        let edit = |stored: &mut Stored| match stored.volume.storage {
+            Phase::Never => {
+                stored.volume.storage = Phase::Formatting { fs_uuid: uuid };
+                stored.image = Some(id.clone());
+                Ok(())
+            }
+            _ => Err(Error::internal("a volume that was formatted was to be formatted")),
+        };
+        self.change(name, edit).await.map(|_| ())
+    }
+
+    async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        let Found { stored, .. } = self.there(name).await?;
+        let place = self.place(&stored.pool);
+        let renamed = self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found.id) == stored.image);
+        if !renamed {
+            self.ask(name, RenameImage { place, name: stored.unfinished(), new: name.to_string() }).await?;
+        }
+        let finish = |stored: &mut Stored| match stored.volume.storage {
+            Phase::Formatting { fs_uuid } | Phase::Formatted { fs_uuid } => {
+                stored.volume.storage = Phase::Formatted { fs_uuid };
+                Ok(())
+            }
+            Phase::Never => Err(Error::internal("a volume that was not formatted was to be published")),
+        };
+        Ok(self.info(self.change(name, finish).await?.stored, true))
+    }
+
+    async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
+        let Some(Found { stored, .. }) = self.find(name).await? else { return Ok(RemoveAction::NotThere) };
+        let open: Vec<String> = self.watchers(name, &stored).await?.iter().map(|client| format!("Ceph client {client}")).collect();
+        if !open.is_empty() {
+            let detail = "its image is open (a client that was killed is seen for half a minute)";
+            return Err(Error::in_use(open, "Ceph", detail, "end what uses it, then try again").of(name));
+        }
+        let mark = |stored: &mut Stored| {
+            stored.volume.removing = true;
+            Ok(())
+        };
+        let Found { revision, stored } = self.change(name, mark).await?;
+        self.remove_image(name, &stored.pool, stored.unfinished(), None).await?;
+        if let Some(id) = &stored.image {
+            self.remove_image(name, &stored.pool, name.to_string(), Some(id)).await?;
+        }
+        self.ask(name, RemoveName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await?;
+        self.ask(name, RemoveRecord { place: self.home(), oid: oid(name), expected: revision }).await?;
+        Ok(RemoveAction::Removed)
+    }
+
+    async fn recover(&self, name: &VolumeName) -> Result<Option<String>> {
+        let Some(Found { stored, .. }) = self.find(name).await? else { return Ok(None) };
+        if stored.volume.removing {
+            self.remove(name).await?;
+            return Ok(Some("finished its removal".to_owned()));
+        }
+        match stored.volume.storage {
+            Phase::Formatted { .. } => Ok(None),
+            // The new name is the last step but one, and given only when the filesystem is whole.
+            Phase::Formatting { .. }
+                if self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found.id) == stored.image) =>
+            {
+                self.publish(name).await?;
+                Ok(Some("finished its creation".to_owned()))
+            }
+            Phase::Never | Phase::Formatting { .. } => {
+                self.remove(name).await?;
+                Ok(Some("undid its creation, which was interrupted".to_owned()))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Share for Ceph {
+    async fn owner(&self, name: &VolumeName) -> Result<Option<Versioned>> {
+        let found = self.find(name).await?;
+        Ok(found.map(|Found { revision, stored }| Versioned { revision, record: stored.owner }))
+    }
+
+    async fn swap(&self, name: &VolumeName, expected: Option<u64>, record: &OwnerRecord) -> Result<Option<Versioned>> {
+        let Found { revision, stored } = self.there(name).await?;
+        if expected != Some(revision) {
+            return Ok(None);
+        }
+        let written = self.write(name, revision, &Stored { owner: record.clone(), ..stored }).await?;
+        Ok(written.map(|revision| Versioned { revision, record: record.clone() }))
+    }
+
+    async fn clients(&self, name: &VolumeName) -> Result<BTreeSet<Client>> {
+        let Found { stored, .. } = self.there(name).await?;
+        Ok(self.watchers(name, &stored).await?.iter().map(|client| Client(client.to_string())).collect())
+    }
+
+    async fn mine(&self, name: &VolumeName) -> Result<BTreeSet<Client>> {
+        match self.look(name).await? {
+            Carried::By(client) => Ok([Client(client.to_string())].into()),
+            Carried::No | Carried::Dead => Ok(BTreeSet::new()),
+            // Nobody has ever read or written through it.
+            Carried::Unnamed => self.end(name).await.map(|_| BTreeSet::new()),
+        }
+    }
+
+    async fn fence(&self, clients: &BTreeSet<Client>) -> Result<()> {
+        self.fence_for(clients, FOR_GOOD).await
+    }
+
+    async fn barrier(&self, name: &VolumeName) -> Result<()> {
+        let Found { stored, .. } = self.there(name).await?;
+        self.ask(name, Barrier { place: self.place(&stored.pool) }).await
+    }
+
+    async fn give_sign(&self, me: &Owner, counter: u64) -> Result<()> {
+        run(&*self.signs, &GiveSign { place: self.home(), me: me.clone(), counter }).await
+    }
+
+    async fn sign(&self, of: &NodeId) -> Result<Option<Sign>> {
+        run(&*self.cluster, &ReadSign { place: self.home(), node: of.clone() }).await
+    }
+}

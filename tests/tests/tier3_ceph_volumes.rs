@@ -1,0 +1,270 @@
+//! Volumes that are images of a real Ceph: made, mounted, moved from node to node, and taken from one that has died.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dunnage_driver::conformance::{Bench, CASES};
+use dunnage_driver_ceph::Settings;
+use dunnage_host::helpers::Helpers;
+use dunnage_host::linux::Tools;
+use dunnage_host::orphans::Brood;
+use dunnage_model::{BootId, Owner};
+use dunnage_tests::ceph::{Ceph, POOL};
+use dunnage_tests::docker::find;
+use dunnage_tests::{BOUND, Node, binary, eventually, kernel, sh, skip};
+use serde_json::{Value, json};
+
+/// A cluster, and qemu's way to its images.
+fn cluster(osds: usize) -> Option<Ceph> {
+    if find("qemu-storage-daemon").is_none() {
+        skip("needs qemu-storage-daemon with rbd (packages qemu-system-common, qemu-block-extra)");
+        return None;
+    }
+    Ceph::start(osds)
+}
+
+/// A node of that name, whose endpoint `pxd` is on the cluster.
+fn node(ceph: &Ceph, name: &'static str, more: &str) -> Node {
+    let mut node = Node::new();
+    (node.name, node.endpoint) = (name, "pxd");
+    let (conf, keyring) = (ceph.conf(), ceph.keyring());
+    node.configure(&format!(
+        "volumes: {{ private_namespace: true, defaults: {{ size: 64MiB }} }}\n\
+         drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: dunnage, pool: {POOL} }} }}\n\
+         endpoints: {{ docker: [ {{ name: pxd, driver: pxd{more} }} ] }}\n",
+        conf.display(),
+        keyring.display()
+    ));
+    node.start();
+    node
+}
+
+fn create(node: &Node, volume: &str) {
+    node.plugin_ok("VolumeDriver.Create", &json!({ "Name": volume, "Opts": {} }));
+}
+
+fn remove(node: &Node, volume: &str) {
+    node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": volume }));
+}
+
+fn write(path: &Path, text: &str) {
+    sh(&format!("echo {text} >{0}/file; sync {0}/file", path.display()));
+}
+
+fn read(path: &Path) -> String {
+    sh(&format!("cat {}/file", path.display()))
+}
+
+/// What of ours is in the pool besides the nodes' signs of life.
+fn left_in(ceph: &Ceph) -> Vec<String> {
+    let images = ceph.command("rbd", &["ls", POOL]).ok();
+    let objects = ceph.command("rados", &["-p", POOL, "ls"]).ok();
+    let ours = objects.lines().filter(|name| name.starts_with("dunnage.volume."));
+    images.lines().chain(ours).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_ceph_driver_passes_the_conformance_suite_on_a_real_cluster() {
+    let Some(ceph) = cluster(1) else { return };
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(async {
+        let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
+        let helpers = |kind: &str| {
+            let (brood, _) = Brood::begin(&ceph.folder.join(kind)).expect("begin");
+            Arc::new(Helpers::new(binary(), brood))
+        };
+        let host = dunnage_host::linux::host(helpers("host"), Tools::find());
+        let (work, signs, folder) = (helpers("work"), helpers("signs"), ceph.folder.join("devices"));
+        for case in CASES {
+            let (name, pools) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()]);
+            let settings = Settings { name, access: ceph.access(), pools, repl: None, me: me.clone(), folder: folder.clone() };
+            let driver = dunnage_driver_ceph::Ceph::new(settings, host.clone(), work.clone(), signs.clone());
+            let bench = Bench { driver: &driver, host: &host, maker: Some(me.clone()) };
+            case.run(&bench).await.unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            assert_eq!(left_in(&ceph), [""; 0], "{} left something", case.name);
+            assert!(kernel::loops_beneath(&folder).is_empty(), "{} left a loop", case.name);
+            assert_eq!(kernel::processes_with(&folder.display().to_string()), [0; 0], "{} left a process", case.name);
+        }
+    });
+}
+
+#[test]
+fn a_volume_of_ceph_is_made_mounted_found_again_by_the_next_daemon_and_removed() {
+    let Some(ceph) = cluster(1) else { return };
+    let mut a = node(&ceph, "a", "");
+    let capabilities = a.plugin_ok("VolumeDriver.Capabilities", &json!({}));
+    assert_eq!(capabilities["Capabilities"]["Scope"], "global");
+    create(&a, "pg");
+    assert_eq!(ceph.command("rbd", &["ls", POOL]).ok(), "pg");
+    assert!(a.carriers().is_empty(), "it is made, and nobody uses it");
+    let path = a.mount("pg", "c1");
+    assert_eq!(sh(&format!("ls -A {}", path.display())), "", "a new volume is empty");
+    write(&path, "first");
+    let carriers = a.carriers();
+    assert_eq!(carriers.len(), 1);
+    // Law 3: it outlives the daemon.
+    a.kill();
+    write(&path, "second");
+    a.start();
+    assert_eq!(a.mount("pg", "c2"), path);
+    assert_eq!(a.carriers(), carriers);
+    assert_eq!(read(&path), "second");
+    a.unmount("pg", "c1");
+    a.unmount("pg", "c2");
+    assert!(a.carriers().is_empty());
+    assert_eq!(ceph.pool().cluster().blocklisted(), Ok(Vec::new()), "nobody was fenced who let go");
+    remove(&a, "pg");
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+}
+
+#[test]
+fn law_6_a_volume_moves_to_the_node_that_asks_for_it_next_with_all_that_was_written() {
+    let Some(ceph) = cluster(1) else { return };
+    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ""));
+    create(&a, "pg");
+    write(&a.mount("pg", "c1"), "written");
+    a.unmount("pg", "c1");
+    let begun = Instant::now();
+    let path = b.mount("pg", "c2");
+    println!("moved in {:?}", begun.elapsed());
+    assert_eq!(read(&path), "written");
+    // Whoever comes meanwhile is told who has it. (It waits for 45 s, which is longer than this caller does.)
+    let refused = a.cli(&["volume", "mount", "pg", "--timeout", "3"]);
+    assert_ne!(refused.code, 0, "{}", refused.out);
+    b.unmount("pg", "c2");
+    assert_eq!(ceph.pool().cluster().blocklisted(), Ok(Vec::new()));
+    eventually("whoever was not waited for has let go", BOUND, || b.plugin("VolumeDriver.Remove", &json!({ "Name": "pg" })).0 == 200);
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+    b.finish();
+}
+
+#[test]
+fn law_6_a_dead_node_s_volume_is_taken_with_every_acknowledged_write_and_the_node_comes_back_clean() {
+    let Some(ceph) = cluster(1) else { return };
+    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ""));
+    create(&a, "pg");
+    write(&a.mount("pg", "c1"), "acknowledged");
+    a.cut_power();
+    let begun = Instant::now();
+    let path = b.mount("pg", "c2");
+    println!("taken {:?} after the power cut", begun.elapsed());
+    assert_eq!(read(&path), "acknowledged");
+    assert!(!ceph.pool().cluster().blocklisted().expect("a list").is_empty(), "the old client was fenced");
+    // It comes back, and waits its turn.
+    a.start();
+    write(&path, "newer");
+    b.unmount("pg", "c2");
+    let path = a.mount("pg", "c3");
+    assert_eq!(read(&path), "newer");
+    a.unmount("pg", "c3");
+    remove(&a, "pg");
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+    b.finish();
+}
+
+#[test]
+fn a_device_whose_process_was_killed_is_let_go_of_and_had_again_after_a_fence() {
+    let Some(ceph) = cluster(1) else { return };
+    let mut a = node(&ceph, "a", "");
+    create(&a, "pg");
+    let path = a.mount("pg", "c1");
+    write(&path, "acknowledged");
+    a.carriers().into_iter().for_each(kernel::kill);
+    let refused = std::process::Command::new("sh").args(["-c", &format!("echo late >{0}/file && sync {0}/file", path.display())]).output();
+    assert!(!refused.expect("sh").status.success(), "there is no way to the data");
+    a.unmount("pg", "c1");
+    let path = a.mount("pg", "c2");
+    assert_eq!(read(&path), "acknowledged");
+    // What it had sent may have been on its way.
+    assert_eq!(ceph.pool().cluster().blocklisted().expect("a list").len(), 1);
+    a.unmount("pg", "c2");
+    eventually("the killed client is forgotten", 2 * BOUND, || a.plugin("VolumeDriver.Remove", &json!({ "Name": "pg" })).0 == 200);
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+}
+
+#[test]
+fn law_6_always_takes_a_volume_at_once_and_whoever_had_it_can_write_no_more() {
+    let Some(ceph) = cluster(1) else { return };
+    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ", preempt: always"));
+    create(&a, "pg");
+    let old = a.mount("pg", "c1");
+    write(&old, "old");
+    let begun = Instant::now();
+    let new = b.mount("pg", "c2");
+    println!("taken from a living node in {:?}", begun.elapsed());
+    assert_eq!(read(&new), "old");
+    write(&new, "new");
+    let refused = std::process::Command::new("sh").args(["-c", &format!("echo late >{0}/file && sync {0}/file", old.display())]).output();
+    assert!(!refused.expect("sh").status.success(), "the old owner writes still");
+    assert_eq!(read(&new), "new");
+    // The old one lets go of what is left to it; nobody is harmed.
+    a.unmount("pg", "c1");
+    write(&new, "newest");
+    b.unmount("pg", "c2");
+    let path = a.mount("pg", "c3");
+    assert_eq!(read(&path), "newest");
+    a.unmount("pg", "c3");
+    a.finish();
+    b.finish();
+}
+
+fn volumes(node: &Node) -> Vec<String> {
+    let listed: Value = node.plugin_ok("VolumeDriver.List", &json!({}));
+    listed["Volumes"].as_array().expect("a list").iter().map(|v| v["Name"].as_str().expect("a name").to_owned()).collect()
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_is_said_so_and_lists_stay_and_all_works_again_later() {
+    let Some(ceph) = cluster(1) else { return };
+    let mut a = node(&ceph, "a", "");
+    create(&a, "pg");
+    let path = a.mount("pg", "c1");
+    ceph.stop_mon();
+    let begun = Instant::now();
+    assert_eq!(volumes(&a), ["pg"]);
+    assert_eq!(a.plugin_ok("VolumeDriver.Get", &json!({ "Name": "pg" }))["Volume"]["Name"], "pg");
+    assert!(begun.elapsed() < Duration::from_secs(2), "reads wait for the cluster: {:?}", begun.elapsed());
+    write(&path, "the monitor is not asked for every write");
+    ceph.cont_mon();
+    a.unmount("pg", "c1");
+    remove(&a, "pg");
+    a.finish();
+}
+
+#[test]
+fn what_is_wrong_with_the_way_to_the_cluster_is_named_with_what_to_do() {
+    let Some(ceph) = cluster(1) else { return };
+    let refused = |wrong: &str, right: &str, parts: &[&str]| {
+        let mut a = node(&ceph, "a", "");
+        a.stop();
+        let config = std::fs::read_to_string(a.folder.join("config.yml")).expect("configuration");
+        assert!(config.contains(right), "{config}");
+        a.configure(&config.replace(right, wrong));
+        a.start();
+        let said = a.plugin_err("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": {} }));
+        println!("{said}");
+        for part in parts {
+            assert!(said.contains(part), "{part:?} is missing in: {said}");
+        }
+        a.stop();
+    };
+    refused("user: nobody", "user: dunnage", &["client.nobody", "profile rbd"]);
+    refused("pool: elsewhere", &format!("pool: {POOL}"), &["no pool \"elsewhere\"", "ceph osd pool create"]);
+    refused("/nowhere/ceph.conf", &ceph.conf().display().to_string(), &["there is no /nowhere/ceph.conf"]);
+}
+
+#[test]
+fn copies_that_no_pool_keeps_are_refused_and_those_that_one_keeps_are_had() {
+    let Some(ceph) = cluster(1) else { return };
+    let mut a = node(&ceph, "a", "");
+    let said = a.plugin_err("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "repl": "3" } }));
+    assert!(said.contains("repl") && said.contains("rbd keeps 1"), "{said}");
+    a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "repl": "1" } }));
+    remove(&a, "pg");
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+}
