@@ -201,6 +201,14 @@ fn law_6_always_takes_a_volume_at_once_and_whoever_had_it_can_write_no_more() {
     let refused = std::process::Command::new("sh").args(["-c", &format!("echo late >{0}/file && sync {0}/file", old.display())]).output();
     assert!(!refused.expect("sh").status.success(), "the old owner writes still");
     assert_eq!(read(&new), "new");
+    // Nobody is given what is dead.
+    let said = a.plugin_err("VolumeDriver.Mount", &json!({ "Name": "pg", "ID": "c9" }));
+    assert!(said.contains("node b has taken it"), "{said}");
+    // What is in memory is not read any more as if nothing had happened, once the daemon has looked: at the latest when it starts.
+    a.kill();
+    a.start();
+    let reads = || std::process::Command::new("cat").arg(old.join("file")).output().is_ok_and(|done| done.status.success());
+    eventually("what is mounted on the old node is shut down", BOUND, || !reads());
     // The old one lets go of what is left to it; nobody is harmed.
     a.unmount("pg", "c1");
     write(&new, "newest");
@@ -208,6 +216,48 @@ fn law_6_always_takes_a_volume_at_once_and_whoever_had_it_can_write_no_more() {
     let path = a.mount("pg", "c3");
     assert_eq!(read(&path), "newest");
     a.unmount("pg", "c3");
+    a.finish();
+    b.finish();
+}
+
+fn nodes(node: &Node) -> Vec<(String, String, bool)> {
+    let text = node.cli(&["node", "ls", "-o", "json"]).ok();
+    let listed: Vec<Value> = serde_json::from_str(&text).expect("json");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    listed.iter().map(|n| (text(&n["node"]), text(&n["state"]), n["fenced"].as_bool().expect("a truth"))).collect()
+}
+
+#[test]
+fn law_6_a_node_that_is_gone_is_fenced_by_name_and_nobody_waits_for_it_and_it_takes_nothing_until_it_is_pardoned() {
+    let Some(ceph) = cluster(1) else { return };
+    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ""));
+    create(&a, "pg");
+    write(&a.mount("pg", "c1"), "acknowledged");
+    let state = |name: &str, state: &str, fenced| (name.to_owned(), state.to_owned(), fenced);
+    eventually("both have given a sign", BOUND, || nodes(&b) == [state("a", "alive", false), state("b", "alive", false)]);
+    println!("{}", b.cli(&["node", "ls"]).ok());
+    println!("{}", b.cli(&["volume", "inspect", "pg"]).ok());
+    let said = b.cli(&["node", "fence", "a"]).fails(5);
+    assert!(said.contains("lives") && said.contains("--force"), "{said}");
+    assert!(b.cli(&["node", "fence", "nobody"]).fails(3).contains("node ls"));
+    assert!(b.cli(&["node", "fence", "b"]).fails(2).contains("this very node"));
+    a.cut_power();
+    let begun = Instant::now();
+    println!("{}", b.cli(&["node", "fence", "a"]).err);
+    let path = b.mount("pg", "c2");
+    println!("had {:?} after the power cut, for somebody said so", begun.elapsed());
+    assert_eq!(read(&path), "acknowledged");
+    write(&path, "newer");
+    a.start();
+    assert_eq!(nodes(&b).iter().map(|node| node.2).collect::<Vec<_>>(), [true, false]);
+    b.unmount("pg", "c2");
+    let said = a.plugin_err("VolumeDriver.Mount", &json!({ "Name": "pg", "ID": "c3" }));
+    assert!(said.contains("node unfence a"), "{said}");
+    println!("{}", b.cli(&["node", "unfence", "a"]).err);
+    let path = a.mount("pg", "c4");
+    assert_eq!(read(&path), "newer");
+    a.unmount("pg", "c4");
+    remove(&a, "pg");
     a.finish();
     b.finish();
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use dunnage_model::{BootId, Client, NodeId, Owner, OwnerRecord, Result, VolumeName};
+use dunnage_model::{BootId, Client, Error, Kind, NodeId, Owner, OwnerRecord, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 
 /// A record as it was read, and what a change of it is compared with.
@@ -50,9 +50,28 @@ pub trait Share: Send + Sync {
     /// Returns when whatever on the platform could accept a write to this volume has heard of every fence that was made before.
     async fn barrier(&self, name: &VolumeName) -> Result<()>;
 
-    /// Gives a sign of life for this run of this node. Refused when another run of it, that lives, has the lease.
+    /// Gives a sign of life for this run of this node. Refused when another run of it, that lives, has the lease, and when it was
+    /// barred.
     async fn give_sign(&self, me: &Owner, counter: u64) -> Result<()>;
 
     /// What can be seen of a node. `None`: it never gave a sign.
     async fn sign(&self, of: &NodeId) -> Result<Option<Sign>>;
+
+    /// All nodes that ever gave a sign.
+    async fn nodes(&self) -> Result<Vec<NodeId>>;
+
+    /// Who has what: of all volumes, half-made ones included.
+    async fn owners(&self) -> Result<Vec<(VolumeName, OwnerRecord)>>;
+
+    /// Has a node take no volume any more, whatever becomes of it, or lets it again: its signs of life are refused. Idempotent.
+    async fn bar(&self, node: &NodeId, barred: bool) -> Result<()>;
+
+    /// The nodes that were barred.
+    async fn barred(&self) -> Result<BTreeSet<NodeId>>;
+}
+
+/// The error for a node that was barred.
+pub fn is_barred(node: &NodeId) -> Error {
+    let next = format!("make sure that nothing of an earlier run of it writes, then run 'dunnage node unfence {node}'");
+    Error::new(Kind::Permission, format!("node {node} was cut off by 'dunnage node fence', and takes no volume"), next)
 }

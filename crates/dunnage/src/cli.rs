@@ -95,6 +95,9 @@ pub enum Command {
     /// Look at who holds volumes, and let go for those who will not do so themselves
     #[command(subcommand)]
     Holder(HolderCommand),
+    /// Look at the nodes that share volumes with this one, and cut off one that is gone
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -301,6 +304,48 @@ pub enum HolderCommand {
 }
 
 #[derive(Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes, how they stand and how that is known
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Only those of this driver
+        #[arg(long, value_name = "NAME")]
+        driver: Option<String>,
+        /// Print names only
+        #[arg(short, long)]
+        quiet: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Cut off a node that is gone: its volumes are free at once, and it takes none until 'unfence'
+    Fence {
+        #[command(flatten)]
+        which: NodeArgs,
+        /// Cut off one that lives: its containers lose their volumes at once
+        #[arg(long)]
+        force: bool,
+        /// Seconds to wait; the work goes on after that
+        #[arg(long, value_name = "SECONDS", default_value_t = 110.0)]
+        timeout: f64,
+    },
+    /// Let a node that was cut off take volumes again
+    Unfence {
+        #[command(flatten)]
+        which: NodeArgs,
+    },
+}
+
+#[derive(Args, Clone)]
+pub struct NodeArgs {
+    /// The node
+    #[arg(value_name = "NODE")]
+    pub which: String,
+    /// Only with the volumes of this driver
+    #[arg(long, value_name = "NAME")]
+    pub driver: Option<String>,
+}
+
+#[derive(Subcommand)]
 pub enum ConfigCommand {
     /// Print the configuration that is in force
     Show,
@@ -369,6 +414,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Volume(command) => client::volume(&places, command)?,
         Command::Driver(DriverCommand::Ls { quiet, output }) => client::drivers(&places, quiet, output)?,
         Command::Holder(command) => client::holder(&places, command)?,
+        Command::Node(command) => return client::node(&places, command),
         Command::Config(ConfigCommand::Show) => print!("{}", Config::load(&places)?.to_yaml()),
         Command::Config(ConfigCommand::Check) => print!("{}", config::check_report(&Config::load(&places)?)),
         Command::Install(args) => install::install(&args)?,

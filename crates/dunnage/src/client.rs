@@ -1,19 +1,21 @@
 //! The commands that ask the daemon: volumes and drivers.
 
+use std::collections::BTreeSet;
+use std::process::ExitCode;
 use std::time::Duration;
 
-use dunnage_engine::{Missing, VolumeView};
+use dunnage_engine::{Evicted, Missing, NodeView, VolumeView};
 use dunnage_frontend_admin::AdminClient;
 use dunnage_frontend_admin::wire::{
-    AdoptBody, Adopted, Attached, CreateBody, Created, Drivers, Held, Inspected, Mounted, ReleaseBody, Removed, Strangers, Unmounted,
-    Volumes,
+    AdoptBody, Adopted, Attached, CreateBody, Created, Drivers, FenceBody, Fenced, Held, Inspected, Mounted, Nodes, ReleaseBody, Removed,
+    Strangers, Unmounted, Volumes,
 };
 use dunnage_host::Probe;
-use dunnage_model::{Error, Holder, Result, UnmountAction, VolumeId};
+use dunnage_model::{Client, Error, Holder, NodeId, OwnerRecord, OwnerState, Result, UnmountAction, VolumeId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::cli::{HolderCommand, OutputArgs, VolumeCommand, WhichArgs, patience};
+use crate::cli::{HolderCommand, NodeArgs, NodeCommand, OutputArgs, VolumeCommand, WhichArgs, patience};
 use crate::config::Places;
 use crate::output;
 
@@ -176,7 +178,7 @@ fn adopt_all(places: &Places, patience: Duration, body: &AdoptBody, pattern: Opt
 }
 
 fn describe(inspected: &Inspected) -> String {
-    let Inspected { volume, node, space, notes } = inspected;
+    let Inspected { volume, node, space, ownership, notes } = inspected;
     let spec = &volume.info.spec;
     let mut rows = vec![
         ("name", volume.info.id.name.to_string()),
@@ -186,16 +188,19 @@ fn describe(inspected: &Inspected) -> String {
         ("state", volume.state()),
         ("size", spec.shown_size()),
         ("used", space.map_or("unknown while it is not mounted".to_owned(), |s| format!("{} ({} free)", s.used, s.available))),
-        ("spent", format!("{} of the pool{}", volume.info.usage.spent, if spec.thick { " (thick)" } else { "" })),
         ("fs", format!("{}{}", spec.fs, volume.info.fs_uuid.map(|uuid| format!(" {uuid}")).unwrap_or_default())),
         ("created", format!("{:.0}", volume.info.created)),
         ("mounted at", volume.mountpoint.clone().unwrap_or_else(|| "-".to_owned())),
     ];
+    let thick = if spec.thick { " (thick)" } else { "" };
+    rows.extend(volume.info.usage.spent.map(|spent| ("spent", format!("{spent} of the pool{thick}"))));
     if let Some(why) = &volume.info.why {
         rows.push(("why", why.clone()));
     }
+    rows.extend(ownership.iter().flat_map(owner_rows));
     if volume.holders.is_empty() {
-        rows.push(("holders", "nobody".to_owned()));
+        let here = if ownership.is_some() { " on this node" } else { "" };
+        rows.push(("holders", format!("nobody{here}")));
     }
     rows.extend(volume.holders.iter().map(|holder| {
         let gone = gone(&volume.missing, holder).map(|gone| format!(" (its container is gone {gone})"));
@@ -254,6 +259,73 @@ pub fn holder(places: &Places, command: HolderCommand) -> Result<()> {
             Ok(())
         }
     }
+}
+
+/// `dunnage node …`
+pub fn node(places: &Places, command: NodeCommand) -> Result<ExitCode> {
+    // A checked name needs no escaping in a path.
+    let call = |node: &NodeArgs, verb: &str| node.which.parse().map(|node: NodeId| format!("/v1/nodes/{node}/{verb}"));
+    match command {
+        NodeCommand::Ls { driver, quiet, output } => {
+            let driver = driver.as_deref().map(str::parse::<dunnage_model::DriverName>).transpose()?;
+            let uri = format!("/v1/nodes{}", driver.map(|d| format!("?driver={d}")).unwrap_or_default());
+            let Nodes { nodes, notes } = ask(places, USUAL, "GET", &uri, &NOTHING)?;
+            for note in &notes {
+                eprintln!("dunnage: {note}");
+            }
+            if quiet {
+                nodes.iter().for_each(|node| println!("{}", node.node));
+                return Ok(ExitCode::SUCCESS);
+            }
+            output::print(&nodes, output.output, |nodes| {
+                let row = |node: &NodeView| {
+                    let fenced = if node.fenced { ", fenced" } else { "" };
+                    let state = format!("{}{fenced}", node.state.word());
+                    vec![node.node.to_string(), node.driver.to_string(), state, node.volumes.len().to_string(), node.how.clone()]
+                };
+                output::table(&["NODE", "DRIVER", "STATE", "VOLUMES", "HOW WE KNOW"], nodes.iter().map(row))
+            })?;
+        }
+        NodeCommand::Fence { which, force, timeout } => {
+            let body = FenceBody { driver: which.driver.clone(), force };
+            let evicted: Fenced = ask(places, patience(timeout)?, "POST", &call(&which, "fence")?, &body)?;
+            for Evicted { volume, error } in &evicted {
+                match error {
+                    None => eprintln!("{volume}: taken from {}, and free", which.which),
+                    Some(error) => eprintln!("dunnage: {error}"),
+                }
+            }
+            if let Some(error) = evicted.into_iter().find_map(|evicted| evicted.error) {
+                return Ok(ExitCode::from(error.kind.exit_code()));
+            }
+            eprintln!("{}: cut off; it takes no volume until 'dunnage node unfence {}'", which.which, which.which);
+        }
+        NodeCommand::Unfence { which } => {
+            let body = FenceBody { driver: which.driver.clone(), force: false };
+            let () = ask(places, USUAL, "POST", &call(&which, "unfence")?, &body)?;
+            eprintln!("{}: it may take volumes again", which.which);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whose a volume is, in rows.
+fn owner_rows(record: &OwnerRecord) -> Vec<(&'static str, String)> {
+    let clients = |clients: &BTreeSet<Client>| clients.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let owner = match &record.state {
+        OwnerState::Free => "no node".to_owned(),
+        OwnerState::Held { owner, taken, .. } => {
+            format!("node {} (boot {}){}", owner.node, owner.boot, if *taken { ", which has taken it from another" } else { "" })
+        }
+        OwnerState::Fencing { by, victims, everybody } => {
+            let whom = if *everybody { "everybody who has it open".to_owned() } else { clients(victims) };
+            format!("node {} (boot {}) takes it, and cuts off {whom}", by.node, by.boot)
+        }
+    };
+    let mut rows = vec![("owner", owner), ("epoch", record.epoch.to_string())];
+    rows.extend(record.clients().map(|named| ("written by", format!("client {}", clients(named)))));
+    rows.extend((!record.cut.is_empty()).then(|| ("cut off", format!("client {}", clients(&record.cut)))));
+    rows
 }
 
 /// `dunnage driver ls`

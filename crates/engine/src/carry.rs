@@ -153,9 +153,18 @@ impl Work<'_> {
                 self.owning(facts)?.name().await?;
                 facts.named = true;
             }
+            Step::Confirm => {
+                self.owning(facts)?.confirm().await?;
+                facts.confirmed = true;
+            }
             Step::GiveUp => {
                 self.owning(facts)?.give_up(&self.closed).await?;
                 facts.given_up = true;
+            }
+            Step::Evict(node) => {
+                facts.own_tried = true;
+                self.owning(facts)?.evict(node).await?;
+                (facts.evicted, facts.given_up) = (true, true);
             }
             Step::Attach => facts.attached = Some(self.driver.attach(name).await?),
             Step::Check => {

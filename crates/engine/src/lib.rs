@@ -10,6 +10,7 @@ mod engine;
 mod env;
 mod lane;
 pub mod ledger;
+mod nodes;
 mod own;
 pub mod ownership;
 pub mod planner;
@@ -21,6 +22,7 @@ mod witness;
 
 pub use engine::{AttachedTo, Call, Claim, CreateRequest, Engine, Layout, Mounted, Settings, Unmounted};
 pub use env::{Boot, Clock, Random, System, Watcher};
+pub use nodes::{Evicted, NodeState, NodeView};
 pub use planner::AdoptRequest;
 pub use view::{DriverView, Inspection, JobView, VolumeView};
 pub use witness::{Held, Missing, Use, Witness};

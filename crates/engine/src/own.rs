@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dunnage_driver::Share;
-use dunnage_model::{Client, DriverName, Error, Owner, Preempt, Result, VolumeId};
+use dunnage_model::{Client, DriverName, Error, NodeId, Owner, OwnerRecord, Preempt, Result, VolumeId};
 
 use crate::engine::Engine;
 use crate::lane::{Job, Lane, lock};
@@ -19,19 +19,24 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A volume that was taken is not taken again by `always` for so long: two that want it would never end.
 const RESTLESS: Duration = Duration::from_secs(60);
 
+/// How many signs of life are given between two looks at what is mounted here: whether it is this node's still.
+const SIGNS_BETWEEN_LOOKS: u64 = 10;
+
 /// What is known of the nodes that share a driver's volumes. Only a cache.
 #[derive(Default)]
 pub(crate) struct Seen {
     counter: u64,
     /// Since when our own lease has been good without a break, and when it was renewed last.
     lease: Option<(Duration, Duration)>,
-    observers: BTreeMap<(String, String), Observer>,
+    pub observers: BTreeMap<(String, String), Observer>,
+    /// What was mounted here when another node took it, with the epoch since when.
+    lost: BTreeSet<(VolumeId, u64)>,
     /// Since when each volume has had the epoch that it has.
     epochs: BTreeMap<VolumeId, (u64, Duration)>,
 }
 
 impl Seen {
-    fn lease_since(&self, now: Duration) -> Option<Duration> {
+    pub fn lease_since(&self, now: Duration) -> Option<Duration> {
         self.lease.filter(|(_, renewed)| now.saturating_sub(*renewed) < SILENT_AFTER / 2).map(|(since, _)| since)
     }
 }
@@ -41,12 +46,12 @@ impl Engine {
         Owner { node: self.0.settings.node.clone(), boot: self.0.settings.boot.clone() }
     }
 
-    fn uptime(&self) -> Duration {
+    pub(crate) fn uptime(&self) -> Duration {
         self.0.settings.clock.uptime()
     }
 
     /// What is known of a driver's nodes, for as long as `look` looks.
-    fn seen<T>(&self, driver: &DriverName, look: impl FnOnce(&mut Seen) -> T) -> T {
+    pub(crate) fn seen<T>(&self, driver: &DriverName, look: impl FnOnce(&mut Seen) -> T) -> T {
         look(lock(&self.0.seen).entry(driver.clone()).or_default())
     }
 
@@ -66,12 +71,6 @@ impl Engine {
         giving.join_all().await;
     }
 
-    /// Whether the platform says that a volume is this run's.
-    pub(crate) async fn owns(&self, share: &dyn Share, volume: &VolumeId) -> Result<bool> {
-        let found = share.owner(&volume.name).await?;
-        Ok(found.is_some_and(|found| found.record.owner() == Some(&self.me())))
-    }
-
     async fn give_sign(&self, name: &DriverName) -> Result<()> {
         let driver = self.driver(name)?.clone();
         let Some(share) = driver.share() else { return Ok(()) };
@@ -82,7 +81,42 @@ impl Engine {
         });
         share.give_sign(&self.me(), counter).await?;
         let now = self.uptime();
-        self.seen(name, |seen| seen.lease = Some((seen.lease_since(now).unwrap_or(now), asked)));
+        let unbroken = self.seen(name, |seen| {
+            let since = seen.lease_since(now);
+            seen.lease = Some((since.unwrap_or(now), asked));
+            since.is_some()
+        });
+        // Whoever was away for a while may have lost what it had.
+        if (!unbroken || counter.is_multiple_of(SIGNS_BETWEEN_LOOKS))
+            && let Err(e) = self.let_go_of_lost(name, share).await
+        {
+            tracing::warn!(driver = %name, "nobody can say whether what is mounted is this node's still: {e}");
+        }
+        Ok(())
+    }
+
+    /// Shuts down what is mounted here and has become another node's. Safety needs none of it: that node has had us cut off. But
+    /// what is in memory would be read as if nothing had happened, until somebody writes.
+    async fn let_go_of_lost(&self, name: &DriverName, share: &dyn Share) -> Result<()> {
+        let staged = |lane: &Lane| lock(&lane.state).entry.staged.map(|staged| staged.device);
+        let mounted: Vec<_> = crate::view::read(&self.0.lanes)
+            .iter()
+            .filter(|(volume, _)| volume.driver == *name)
+            .filter_map(|(volume, lane)| Some((volume.clone(), staged(lane)?)))
+            .collect();
+        for (volume, device) in mounted {
+            // Positive evidence alone: a record that says so. A volume that cannot be asked for is ours still.
+            let Some(found) = share.owner(&volume.name).await? else { continue };
+            if found.record.owner().is_none_or(|owner| *owner == self.me()) {
+                continue;
+            }
+            let first = self.seen(name, |seen| seen.lost.insert((volume.clone(), found.record.epoch)));
+            if first {
+                let owner = found.record.owner().map(|owner| owner.node.to_string()).unwrap_or_default();
+                let shut = self.0.settings.host.mounts.shut_down(&self.target(&volume), device).await?;
+                tracing::error!(%volume, %owner, shut, "another node has taken it: what is mounted here is cut off from its data");
+            }
+        }
         Ok(())
     }
 }
@@ -140,6 +174,17 @@ impl Owning<'_> {
         }
     }
 
+    /// Takes the volume from a node that is to have nothing any more, for nobody.
+    pub async fn evict(&self, node: &NodeId) -> Result<()> {
+        let mut claim = self.claim().await?;
+        loop {
+            match ownership::evict(&claim, node) {
+                Move::Done => return Ok(()),
+                step => self.make(&mut claim, step).await?,
+            }
+        }
+    }
+
     /// Gives the volume up. `closed` are the clients of this node that have ended in order.
     pub async fn give_up(&self, closed: &BTreeSet<Client>) -> Result<()> {
         let mut claim = self.claim().await?;
@@ -165,6 +210,24 @@ impl Owning<'_> {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether what is mounted here is this node's still, and alive.
+    pub async fn confirm(&self) -> Result<()> {
+        let name = &self.volume.name;
+        let (found, mine) = (self.share.owner(name).await?, self.share.mine(name).await?);
+        let record = found.as_ref().map(|found| &found.record);
+        let owner = record.and_then(OwnerRecord::owner);
+        let named = record.and_then(OwnerRecord::clients).is_some_and(|named| !named.is_disjoint(&mine));
+        if owner == Some(&self.engine.me()) && named {
+            return Ok(());
+        }
+        let detail = match owner.filter(|owner| **owner != self.engine.me()) {
+            Some(owner) => format!("it is mounted here, and node {} has taken it: nothing here can write to it any more", owner.node),
+            None => "it is mounted here, and what led to its data has died".to_owned(),
+        };
+        let holders = lock(&self.lane.state).entry.holders.iter().filter(|holder| holder.count > 0).map(ToString::to_string).collect();
+        Err(Error::in_use(holders, self.engine.node(), detail, "end what uses it on this node; then it can be mounted anew"))
     }
 
     fn lost(&self) -> Error {
@@ -218,10 +281,9 @@ impl Owning<'_> {
         let now = self.engine.uptime();
         let held = |clients: &BTreeSet<Client>| !clients.is_disjoint(&open);
         let open = record.is_some_and(|record| record.clients().is_some_and(held));
-        let key = (owner.node.to_string(), owner.boot.to_string());
         claim.standing = Some(self.engine.seen(&self.volume.driver, |seen| {
             let lease = seen.lease_since(now);
-            let observer = seen.observers.entry(key).or_insert_with(|| Observer::new(owner.boot, now));
+            let observer = seen.observer(&owner.node, &owner.boot, now);
             observer.see(asked, now, sign);
             observer.standing(lease, open)
         }));

@@ -22,7 +22,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use dunnage_driver::Versioned;
-use dunnage_model::{Client, Error, Kind, Owner, OwnerRecord, OwnerState, Preempt};
+use dunnage_model::{Client, Error, Kind, NodeId, Owner, OwnerRecord, OwnerState, Preempt};
 
 use liveness::Standing;
 
@@ -147,6 +147,22 @@ pub fn release(claim: &Claim, closed: &BTreeSet<Client>) -> Move {
             fence(claim, record, victims, *everybody, |record| record.with(OwnerState::Free))
         }
         // It was taken from us.
+        _ => Move::Done,
+    }
+}
+
+/// The next move of a node that cuts another one off because somebody has said so: what is that one's becomes nobody's.
+pub fn evict(claim: &Claim, node: &NodeId) -> Move {
+    let Some(found) = &claim.record else { return Move::Read };
+    let Some(Versioned { record, .. }) = found else { return Move::Done };
+    match &record.state {
+        OwnerState::Held { owner, clients, .. } if owner.node == *node => {
+            take(claim, record, clients.clone().unwrap_or_default(), clients.is_none())
+        }
+        OwnerState::Fencing { by, victims, everybody } if by.node == *node => take(claim, record, victims.clone(), *everybody),
+        OwnerState::Fencing { by, victims, everybody } if *by == claim.me => {
+            fence(claim, record, victims, *everybody, |record| record.with(OwnerState::Free))
+        }
         _ => Move::Done,
     }
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use dunnage_driver::{Attached, Stranger};
 use dunnage_host::{Detached, DeviceNumber, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
-    AdoptAction, AttachAction, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, PartialSpec, ReleaseAction,
+    AdoptAction, AttachAction, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, NodeId, PartialSpec, ReleaseAction,
     RemoveAction, RootPath, VolumeInfo, VolumeSpec, VolumeState,
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub enum Goal {
     Adopt(AdoptRequest),
     /// That nothing half done is left of it.
     Recover,
+    /// That it is not this node's any more, which somebody says is gone.
+    Evict(NodeId),
 }
 
 impl Goal {
@@ -57,6 +59,7 @@ impl Goal {
             Goal::Remove => "remove",
             Goal::Adopt(_) => "adopt",
             Goal::Recover => "recover",
+            Goal::Evict(_) => "evict",
         }
     }
 }
@@ -84,8 +87,12 @@ pub enum Step {
     Own,
     /// Write down on the platform by which clients this node writes, before anything is read or written.
     Name,
+    /// Find out whether what is mounted is this node's still.
+    Confirm,
     /// Give it up for other nodes.
     GiveUp,
+    /// Take it from a node, for nobody.
+    Evict(NodeId),
     /// Make its device appear.
     Attach,
     /// Repair the filesystem.
@@ -136,7 +143,9 @@ impl Step {
             Step::Publish => "publish",
             Step::Own => "own",
             Step::Name => "name",
+            Step::Confirm => "confirm",
             Step::GiveUp => "give-up",
+            Step::Evict(_) => "evict",
             Step::Attach => "attach",
             Step::Check => "check",
             Step::Mount => "mount",
@@ -179,6 +188,8 @@ pub enum Outcome {
     Adopted(AdoptAction),
     /// Of [`Goal::Recover`]: what was done, if anything.
     Recovered(Option<String>),
+    /// Of [`Goal::Evict`].
+    Evicted,
 }
 
 /// What the ledger says is mounted.
@@ -223,7 +234,9 @@ pub struct Facts {
     pub own_tried: bool,
     pub owned: bool,
     pub named: bool,
+    pub confirmed: bool,
     pub given_up: bool,
+    pub evicted: bool,
     pub attached: Option<Attached>,
     /// What a mount found instead of what must be there, or with errors.
     pub probe: Option<Probe>,
@@ -259,6 +272,12 @@ pub fn next(goal: &Goal, facts: &Facts) -> Step {
         Goal::Remove => remove(facts),
         Goal::Adopt(wanted) => adopt::adopt(wanted, facts),
         Goal::Recover => recover(facts),
+        Goal::Evict(node) => match &facts.failure {
+            // Half of it is our claim, which is given up, or taken up again by the next who says so.
+            Some(error) => Step::Refuse(error.clone()),
+            None if facts.evicted => Step::Done(Outcome::Evicted),
+            None => Step::Evict(node.clone()),
+        },
     }
 }
 
@@ -298,6 +317,9 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
             VolumeState::Creating | VolumeState::Removing => Step::Remove,
             VolumeState::Damaged => Step::Refuse(damaged(info)),
         },
+        // A device of an earlier volume of that name would be taken for the new one's.
+        _ if !f.recorded && f.shared && f.detached.is_none() => Step::Detach(None),
+        _ if !f.recorded && f.detached == Some(Detached::Lingering) => Step::Refuse(still_in_use("create it again")),
         _ if !f.recorded => Step::Record,
         _ if !f.allocated => Step::Allocate,
         _ if f.unattached && f.attached.is_none() => Step::Attach,
@@ -326,7 +348,7 @@ fn undo_create(f: &Facts, error: Error) -> Step {
         (false, ..) => after_recovery(f, error),
         // Nobody was told of it, so nothing of it may stay.
         (true, None, false) => match f.detached {
-            None if f.unattached => Step::Detach(f.attached.as_ref().map(|attached| attached.number)),
+            None if f.shared => Step::Detach(f.attached.as_ref().map(|attached| attached.number)),
             Some(Detached::Lingering) => Step::Refuse(error),
             _ => Step::Remove,
         },
@@ -373,7 +395,9 @@ fn stage(f: &Facts) -> Step {
     if let (Some(there), Some(staged)) = (at, f.staged)
         && there.device == staged.device
     {
-        return Step::Done(Outcome::Staged(MountAction::Joined));
+        // What another node has taken is mounted here still, and dead.
+        let joined = || Step::Done(Outcome::Staged(MountAction::Joined));
+        return if f.shared && !f.confirmed { Step::Confirm } else { joined() };
     }
     let info = match &f.volume {
         None => return Step::Inspect,

@@ -144,18 +144,19 @@ impl Engine {
         }
         let Some(share) = driver.share() else { return true };
         // What this run had claimed when its daemon was killed, or by a change that came late, and does not use.
-        let known: Vec<VolumeId> = crate::view::read(&self.0.known).keys().filter(|id| id.driver == *driver.name()).cloned().collect();
-        for volume in known {
-            match self.owns(share, &volume).await {
-                Ok(true) if self.is_idle(&volume) => {
-                    tracing::warn!(volume = %volume, "this node's, and nobody here wants it: given up");
-                    self.owe(volume, Goal::Unstage);
-                }
-                Ok(_) => {}
-                Err(e) => {
-                    tracing::error!(volume = %volume, "nobody can say whose it is: {e}");
-                    return false;
-                }
+        let owners = match share.owners().await {
+            Ok(owners) => owners,
+            Err(e) => {
+                tracing::error!(driver = %driver.name(), "cannot say what is whose: {e}");
+                return false;
+            }
+        };
+        let me = self.me();
+        for (name, _) in owners.into_iter().filter(|(_, record)| record.owner() == Some(&me)) {
+            let volume = VolumeId { driver: driver.name().clone(), name };
+            if self.is_idle(&volume) {
+                tracing::warn!(volume = %volume, "this node's, and nobody here wants it: given up");
+                self.owe(volume, Goal::Unstage);
             }
         }
         true

@@ -452,7 +452,9 @@ impl World {
                 }
                 facts.published = true;
             }
-            Step::Own | Step::Name | Step::GiveUp => panic!("there are no other nodes here: see ownership::simulation"),
+            Step::Own | Step::Name | Step::Confirm | Step::GiveUp | Step::Evict(_) => {
+                panic!("there are no other nodes here: see ownership::simulation")
+            }
             Step::Attach => {
                 let found = self.lanes[v].device.is_some();
                 let minor = self.fresh();

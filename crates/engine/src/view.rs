@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use dunnage_driver::{Capacity, Reach};
 use dunnage_host::{DeviceNumber, Space};
-use dunnage_model::{DriverName, EndpointName, Error, Holder, OperationId, Result, VolumeId, VolumeInfo, VolumeName, VolumeState};
+use dunnage_model::{
+    DriverName, EndpointName, Error, Holder, OperationId, OwnerRecord, Result, VolumeId, VolumeInfo, VolumeName, VolumeState,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +99,9 @@ pub struct Inspection {
     pub node: String,
     /// What its filesystem says of its space, when it is mounted here.
     pub space: Option<Space>,
+    /// Whose it is, where other nodes can have it, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ownership: Option<OwnerRecord>,
     /// What could not be found out, and why.
     pub notes: Vec<String>,
 }
@@ -269,7 +274,15 @@ impl Engine {
                 _ => notes.push("its filesystem does not say how full it is".to_owned()),
             }
         }
-        Ok(Inspection { volume: view, node: self.node().to_string(), space, notes })
+        let (engine, id) = (self.clone(), volume.clone());
+        let asking = tokio::spawn(async move { engine.ownership(&id).await });
+        let mut ownership = None;
+        match tokio::time::timeout(DOUBT, asking).await {
+            Ok(Ok(Ok(answer))) => ownership = answer,
+            Ok(Ok(Err(e))) => notes.push(format!("whose it is cannot be said: {e}")),
+            _ => notes.push("the platform does not say whose it is".to_owned()),
+        }
+        Ok(Inspection { volume: view, node: self.node().to_string(), space, ownership, notes })
     }
 
     /// The names of the drivers, those that cannot serve included.

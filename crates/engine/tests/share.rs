@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::{Machine, Recorder, call, create, docker, endpoint, hold, injected, mount, rest, unmount, volume};
-use dunnage_driver::{Adopt, Attached, Attachment, Capacity, Driver, Listing, Provision, Reach, Share, Sign, Versioned};
+use dunnage_driver::{Adopt, Attached, Attachment, Capacity, Driver, Listing, Provision, Reach, Share, Sign, Versioned, is_barred};
 use dunnage_driver_local::Local;
 use dunnage_engine::Engine;
 use dunnage_host::{Detached, DeviceNumber};
@@ -24,6 +24,7 @@ struct Platform {
     open: BTreeMap<VolumeName, BTreeSet<Client>>,
     fenced: BTreeSet<Client>,
     signs: BTreeMap<NodeId, Sign>,
+    barred: BTreeSet<NodeId>,
     attached: u64,
     /// What was changed, in order.
     story: Vec<String>,
@@ -157,6 +158,9 @@ impl Share for Shared {
     }
     async fn give_sign(&self, me: &Owner, counter: u64) -> Result<()> {
         self.ask(|platform| {
+            if platform.barred.contains(&me.node) {
+                return Err(is_barred(&me.node));
+            }
             let other = platform.signs.get(&me.node).is_some_and(|sign| sign.watched && sign.boot != me.boot);
             if other {
                 let kind = Kind::InUse { holders: vec![format!("node {}", me.node)], node: me.node.to_string() };
@@ -168,6 +172,21 @@ impl Share for Shared {
     }
     async fn sign(&self, of: &NodeId) -> Result<Option<Sign>> {
         self.ask(|platform| platform.signs.get(of).cloned())
+    }
+    async fn nodes(&self) -> Result<Vec<NodeId>> {
+        self.ask(|platform| platform.signs.keys().cloned().collect())
+    }
+    async fn owners(&self) -> Result<Vec<(VolumeName, OwnerRecord)>> {
+        self.ask(|platform| platform.owners.iter().map(|(name, found)| (name.clone(), found.record.clone())).collect())
+    }
+    async fn bar(&self, node: &NodeId, barred: bool) -> Result<()> {
+        self.ask(|platform| {
+            platform.barred.retain(|known| known != node);
+            platform.barred.extend(barred.then(|| node.clone()));
+        })
+    }
+    async fn barred(&self) -> Result<BTreeSet<NodeId>> {
+        self.ask(|platform| platform.barred.clone())
     }
 }
 

@@ -238,6 +238,12 @@ impl Mounts for FakeHost {
         after(late, outcome)
     }
 
+    async fn shut_down(&self, target: &Target, device: DeviceNumber) -> Result<bool> {
+        let late = self.enter("shut-down", target.relative.display()).await?;
+        let there = self.lock().mounts.get(target).is_some_and(|(there, _)| *there == device);
+        after(late, there)
+    }
+
     async fn space(&self, target: &Target) -> Result<Space> {
         self.enter("space", target.relative.display()).await?;
         Ok(Space { total: Bytes::gib(1), used: Bytes::mib(1), available: Bytes::mib(1023) })

@@ -39,6 +39,10 @@ pub trait Mounts: Send + Sync {
     /// Unmounts a target, if it is `device` that is mounted there, and removes the mountpoint. Never lazily.
     async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted>;
 
+    /// Has the filesystem mounted at a target refuse everything from now on, without writing a thing, if it is `device`'s: what is
+    /// behind it is not this node's any more. `false`: it cannot, or is not there.
+    async fn shut_down(&self, target: &Target, device: DeviceNumber) -> Result<bool>;
+
     /// What the filesystem mounted at a target says of its space.
     async fn space(&self, target: &Target) -> Result<Space>;
 

@@ -33,6 +33,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<prepare::Prepare>()
         .with::<mounts::Mount>()
         .with::<mounts::Unmount>()
+        .with::<mounts::ShutDown>()
         .with::<mounts::SpaceOf>()
         .with::<table::Table>()
         .with::<users::Users>()
@@ -76,6 +77,9 @@ impl Mounts for Linux {
     }
     async fn unmount(&self, target: &Target, device: DeviceNumber) -> Result<Unmounted> {
         run(&*self.runner, &mounts::Unmount { target: target.clone(), device }).await
+    }
+    async fn shut_down(&self, target: &Target, device: DeviceNumber) -> Result<bool> {
+        run(&*self.runner, &mounts::ShutDown { target: target.clone(), device }).await
     }
     async fn space(&self, target: &Target) -> Result<Space> {
         run(&*self.runner, &mounts::SpaceOf { target: target.clone() }).await

@@ -358,8 +358,9 @@ impl fmt::Display for VolumeState {
 /// What a volume takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 pub struct Usage {
-    /// What the platform really spends on it.
-    pub spent: Bytes,
+    /// What the platform really spends on it; nothing where that was not asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spent: Option<Bytes>,
 }
 
 /// A volume as its platform tells of it.

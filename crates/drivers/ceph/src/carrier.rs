@@ -18,6 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::ClientAddress;
 use crate::tasks::Place;
@@ -47,8 +48,8 @@ pub enum Carried {
     No,
     /// Its process runs, and nobody has come to know yet as whom it writes: a start that was interrupted.
     Unnamed,
-    /// Its process runs, and writes as this client.
-    By(ClientAddress),
+    /// Its process runs, and writes as this client to the image of the volume with this number.
+    By(ClientAddress, Uuid),
     /// Its process has died.
     Dead,
 }
@@ -112,7 +113,11 @@ impl Task for Look {
             return Ok(Carried::Dead);
         }
         match std::fs::read_to_string(folder.join(CLIENT)) {
-            Ok(client) => Ok(Carried::By(client.parse()?)),
+            Ok(text) => {
+                let damaged = || Error::internal(format!("{} is damaged", folder.join(CLIENT).display()));
+                let (client, volume) = text.split_once(' ').ok_or_else(damaged)?;
+                Ok(Carried::By(client.parse()?, volume.parse().map_err(|_| damaged())?))
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Carried::Unnamed),
             Err(e) => Err(os(format_args!("cannot read {}", folder.join(CLIENT).display()))(e)),
         }
@@ -202,6 +207,8 @@ pub struct Tell {
     pub folder: PathBuf,
     /// As whom.
     pub client: ClientAddress,
+    /// To which volume's image: its number, for another may have had its name.
+    pub volume: Uuid,
 }
 
 impl Task for Tell {
@@ -209,9 +216,9 @@ impl Task for Tell {
     type Output = ();
 
     fn run(self) -> Result<()> {
-        let Tell { folder, client } = self;
+        let Tell { folder, client, volume } = self;
         let (path, new) = (folder.join(CLIENT), folder.join("client.new"));
-        let write = || std::fs::write(&new, client.to_string()).and_then(|()| std::fs::rename(&new, &path));
+        let write = || std::fs::write(&new, format!("{client} {volume}")).and_then(|()| std::fs::rename(&new, &path));
         write().map_err(os(format_args!("cannot write {}", path.display())))
     }
 }

@@ -18,9 +18,9 @@ use dunnage_model::{
 use uuid::Uuid;
 
 use crate::carrier::{self, Carried, Ended};
-use crate::node::{GiveSign, ReadSign};
+use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
-    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageWatchers, ListImages, Place, ReadRecord, RemoveImage,
+    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageWatchers, ListImages, ListNames, Place, ReadRecord, RemoveImage,
     RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
@@ -124,7 +124,7 @@ impl Ceph {
         self.ask(name, StatImage { place: self.place(pool), name: image }).await
     }
 
-    fn info(&self, stored: Stored, image: bool) -> VolumeInfo {
+    fn info(&self, stored: Stored, image: bool, usage: Usage) -> VolumeInfo {
         let (state, why) = match stored.volume.state() {
             VolumeState::Ready if !image => {
                 let why = format!("there is no image {} in pool {}", stored.volume.name, stored.pool);
@@ -132,7 +132,7 @@ impl Ceph {
             }
             state => (state, None),
         };
-        stored.volume.info(&self.settings.name, state, why, Usage::default())
+        stored.volume.info(&self.settings.name, state, why, usage)
     }
 
     /// The pool that keeps so many copies.
@@ -181,7 +181,7 @@ impl Ceph {
             let detail = format!("{} clients have opened its image at the same time, and nobody can say which one is ours", new.len());
             return Err(Error::unavailable(detail, "ask again").of(name));
         };
-        self.here(name, carrier::Tell { folder, client }).await
+        self.here(name, carrier::Tell { folder, client, volume: stored.volume.id }).await
     }
 
     async fn watchers(&self, name: &VolumeName, stored: &Stored) -> Result<BTreeSet<ClientAddress>> {
@@ -246,7 +246,7 @@ impl Driver for Ceph {
         let info = |stored: Stored| {
             // Of a pool that is not ours nothing is known.
             let image = images.get(&*stored.pool).is_none_or(|names| names.contains(stored.volume.name.as_str()));
-            self.info(stored, image)
+            self.info(stored, image, Usage::default())
         };
         Ok(Listing { volumes: volumes.into_iter().map(info).collect(), unreadable })
     }
@@ -254,8 +254,9 @@ impl Driver for Ceph {
     async fn inspect(&self, name: &VolumeName) -> Result<Option<VolumeInfo>> {
         let Some(Found { stored, .. }) = self.find(name).await? else { return Ok(None) };
         let whole = stored.volume.state() == VolumeState::Ready;
-        let image = whole && self.image(name, &stored.pool, stored.image_name()).await?.is_some();
-        Ok(Some(self.info(stored, image)))
+        let image = if whole { self.image(name, &stored.pool, stored.image_name()).await? } else { None };
+        let usage = Usage { spent: image.as_ref().map(|image| image.used) };
+        Ok(Some(self.info(stored, image.is_some(), usage)))
     }
 
     async fn attach(&self, name: &VolumeName) -> Result<Attached> {
@@ -266,10 +267,11 @@ impl Driver for Ceph {
         let cut = |client: &ClientAddress| stored.owner.cut.contains(&Client(client.to_string()));
         let mut carried = self.look(name).await?;
         match carried {
-            Carried::By(client) if !cut(&client) => {}
+            Carried::By(client, volume) if volume == stored.volume.id && !cut(&client) => {}
             Carried::No => {}
-            // It was cut off, or has died, or nobody knows as whom it writes: nothing good comes of it any more.
-            Carried::By(_) | Carried::Dead | Carried::Unnamed => {
+            // It was cut off, or is of an earlier volume of that name, or has died, or nobody knows as whom it writes: nothing good
+            // comes of it any more.
+            Carried::By(..) | Carried::Dead | Carried::Unnamed => {
                 if self.host.loops.detach(&self.file(name), None).await.map_err(|e| e.of(name))? == Detached::Lingering {
                     let detail = "what this node had of it was cut off, and something on this node uses that still";
                     return Err(Error::in_use(Vec::new(), HERE, detail, "end what uses it, then ask again").of(name));
@@ -404,7 +406,7 @@ impl Provision for Ceph {
             }
             Phase::Never => Err(Error::internal("a volume that was not formatted was to be published")),
         };
-        Ok(self.info(self.change(name, finish).await?.stored, true))
+        Ok(self.info(self.change(name, finish).await?.stored, true, Usage::default()))
     }
 
     async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
@@ -474,7 +476,7 @@ impl Share for Ceph {
 
     async fn mine(&self, name: &VolumeName) -> Result<BTreeSet<Client>> {
         match self.look(name).await? {
-            Carried::By(client) => Ok([Client(client.to_string())].into()),
+            Carried::By(client, _) => Ok([Client(client.to_string())].into()),
             Carried::No | Carried::Dead => Ok(BTreeSet::new()),
             // Nobody has ever read or written through it.
             Carried::Unnamed => self.end(name).await.map(|_| BTreeSet::new()),
@@ -496,5 +498,29 @@ impl Share for Ceph {
 
     async fn sign(&self, of: &NodeId) -> Result<Option<Sign>> {
         run(&*self.cluster, &ReadSign { place: self.home(), node: of.clone() }).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeId>> {
+        let names = run(&*self.cluster, &ListNames { place: self.home(), oid: node::ALL.to_owned() }).await?;
+        names.iter().map(|name| name.parse()).collect()
+    }
+
+    async fn owners(&self) -> Result<Vec<(VolumeName, OwnerRecord)>> {
+        let (volumes, _) = run(&*self.cluster, &ReadAll { place: self.home() }).await?;
+        Ok(volumes.into_iter().map(|stored| (stored.volume.name, stored.owner)).collect())
+    }
+
+    async fn bar(&self, node: &NodeId, barred: bool) -> Result<()> {
+        let (place, oid, name) = (self.home(), node::BARRED.to_owned(), node.to_string());
+        if barred {
+            run(&*self.cluster, &AddName { place, oid, name }).await
+        } else {
+            run(&*self.cluster, &RemoveName { place, oid, name }).await
+        }
+    }
+
+    async fn barred(&self) -> Result<BTreeSet<NodeId>> {
+        let names = run(&*self.cluster, &ListNames { place: self.home(), oid: node::BARRED.to_owned() }).await?;
+        names.iter().map(|name| name.parse()).collect()
     }
 }

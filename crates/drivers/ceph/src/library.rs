@@ -33,6 +33,9 @@ pub type OnNotify = extern "C" fn(*mut c_void, u64, u64, u64, *mut c_void, usize
 /// `rados_watcherrcb_t`: argument, handle of the watch, error.
 pub type OnLost = extern "C" fn(*mut c_void, u64, c_int);
 
+/// The callback of `rbd_diff_iterate2`: offset, length, whether there is something, argument.
+pub type OnDiff = extern "C" fn(u64, usize, c_int, *mut c_void) -> c_int;
+
 /// `rados_object_list_item`.
 #[repr(C)]
 pub struct RawObject {
@@ -158,6 +161,7 @@ functions! {
     rbd_open_read_only(RawPool, *const c_char, *mut RawImage, *const c_char) -> c_int;
     rbd_close(RawImage) -> c_int;
     rbd_get_size(RawImage, *mut u64) -> c_int;
+    rbd_diff_iterate2(RawImage, *const c_char, u64, u64, u8, u8, OnDiff, *mut c_void) -> c_int;
     rbd_get_features(RawImage, *mut u64) -> c_int;
     rbd_get_id(RawImage, *mut c_char, usize) -> c_int;
     rbd_resize(RawImage, u64) -> c_int;

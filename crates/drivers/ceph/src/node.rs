@@ -3,13 +3,18 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use dunnage_driver::Sign;
+use dunnage_driver::{Sign, is_barred};
 use dunnage_host::helpers::Task;
 use dunnage_model::{BootId, Error, Kind, NodeId, Owner, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::tasks::Place;
 use crate::{Listener, Pool, Watch};
+
+/// The object with the names of all nodes.
+pub const ALL: &str = "dunnage.nodes";
+/// The object with the names of those that may take nothing.
+pub const BARRED: &str = "dunnage.barred";
 
 /// When the cluster forgets a watch whose client it has not heard of.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(15);
@@ -84,10 +89,13 @@ impl Task for GiveSign {
                 let kind = Kind::InUse { holders: vec![format!("node {}", me.node)], node: me.node.to_string() };
                 Error::new(kind, detail, "give each machine a name of its own (--node), or end the other one")
             };
+            if pool.names(BARRED)?.iter().any(|name| name == me.node.as_str()) {
+                return Err(is_barred(&me.node));
+            }
             // Our own last sign may have come late, after we were told that it was lost.
             for _ in 0..3 {
                 let written = match read(pool, &oid)? {
-                    None => pool.create(&oid, 1, &data)?,
+                    None => pool.add_name(ALL, me.node.as_str()).and_then(|()| pool.create(&oid, 1, &data))?,
                     Some((_, before)) if before.boot != me.boot && heard_by(pool, &oid, &before)? != Heard::Gone => {
                         return Err(taken(format!(
                             "another machine, or an earlier run of this one, lives under the name of node {}",

@@ -29,6 +29,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<ImageWatchers>()
         .with::<AddName>()
         .with::<RemoveName>()
+        .with::<ListNames>()
         .with::<crate::volumes::ReadAll>()
         .with::<CopiesOf>()
         .with::<SpaceOf>()
@@ -218,6 +219,14 @@ task! {
         /// The name.
         name: String
     } -> (), pool => pool.remove_name(&oid, &name)
+}
+
+task! {
+    /// [`Pool::names`].
+    ListNames, "ceph.list-names", {
+        /// The object.
+        oid: String
+    } -> Vec<String>, pool => pool.names(&oid)
 }
 
 task! {

@@ -125,7 +125,7 @@ pub fn info(driver: &DriverName, store: Store, folder: &Path, record: VolumeReco
         (state, _) => (state, None),
     };
     // What is in a folder nobody counts.
-    let spent = image.ok().filter(|_| store == Store::Images).map(|meta| Bytes(meta.blocks() * 512)).unwrap_or_default();
+    let spent = image.ok().filter(|_| store == Store::Images).map(|meta| Bytes(meta.blocks() * 512));
     let name = if state == VolumeState::Damaged { folder_name.parse().unwrap_or(record.name) } else { record.name };
     VolumeRecord { name, ..record }.info(driver, state, why, Usage { spent })
 }

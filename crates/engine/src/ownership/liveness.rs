@@ -65,13 +65,16 @@ impl Observer {
         if self.succeeded {
             return Standing::Dead;
         }
-        let Some(lease) = lease else { return Standing::Alive };
-        let silent = self.looked.saturating_sub(self.sign.max(lease));
-        match (silent >= SILENT_AFTER, open) {
+        match (self.silent(lease) >= SILENT_AFTER, open) {
             (false, _) => Standing::Alive,
             (true, false) => Standing::Dead,
-            (true, true) if silent >= SUSPECT_FOR => Standing::Dead,
+            (true, true) if self.silent(lease) >= SUSPECT_FOR => Standing::Dead,
             (true, true) => Standing::Suspect,
         }
+    }
+
+    /// For how long it has given no sign while we looked, and could see.
+    pub fn silent(&self, lease: Option<Duration>) -> Duration {
+        lease.map_or(Duration::ZERO, |lease| self.looked.saturating_sub(self.sign.max(lease)))
     }
 }

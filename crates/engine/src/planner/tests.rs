@@ -91,8 +91,9 @@ struct World {
     shared: bool,
     ours: bool,
     named: bool,
-    /// To be given up by the next sweep.
+    /// To be given up by the next sweep, or to be finished or undone.
     owed: bool,
+    half_done: bool,
     failing: BTreeMap<usize, Fail>,
     /// From this step on the caller does not want it.
     cancelled_at: usize,
@@ -118,6 +119,7 @@ impl World {
             ours: false,
             named: false,
             owed: false,
+            half_done: false,
             failing: BTreeMap::new(),
             cancelled_at: usize::MAX,
             trace: Vec::new(),
@@ -155,7 +157,9 @@ impl World {
                 if *goal == Goal::Unstage && facts.recorded && known && (held || facts.unmounted == Some(Unmounted::Busy)) {
                     self.intent = false;
                 }
-                self.owed = matches!(step, Step::Refuse(_)) && must_give_up(&facts);
+                self.half_done |= matches!(step, Step::Refuse(_)) && must_recover(goal, &facts);
+                let made = step == Step::Done(Outcome::Created(CreateAction::Created));
+                self.owed |= (made || matches!(step, Step::Refuse(_))) && must_give_up(&facts);
                 return step;
             }
             facts.mount_tried |= step == Step::Mount;
@@ -193,12 +197,20 @@ impl World {
             }
             Step::Record => {
                 match goal {
-                    Goal::Create { .. } => self.info = Some(volume(VolumeState::Creating)),
+                    Goal::Create { .. } => {
+                        self.info = Some(volume(VolumeState::Creating));
+                        self.ours = self.shared;
+                        (facts.own_tried, facts.owned) = (self.shared, self.shared);
+                        (facts.detached, facts.given_up) = (None, false);
+                    }
                     _ => self.intent = true,
                 }
                 (facts.removed, facts.recorded) = (None, true);
             }
-            Step::Allocate => facts.allocated = true,
+            Step::Allocate => (facts.allocated, facts.unattached) = (true, self.shared),
+            Step::ProbeNew | Step::Formatting | Step::Format if self.shared && !(self.named && self.attached.is_some()) => {
+                panic!("touched before it could be cut off: {:?}", self.words())
+            }
             Step::ProbeNew => facts.probed_new = Some(self.new_storage.clone()),
             Step::Formatting => facts.formatting = true,
             Step::Format => {
@@ -206,10 +218,16 @@ impl World {
                 facts.formatted = true;
             }
             Step::Publish => {
+                assert!(!self.shared || self.attached.is_none(), "published while it is attached: {:?}", self.words());
                 self.info = Some(volume(VolumeState::Ready));
                 facts.published = true;
             }
-            Step::Own => (self.ours, facts.owned) = (true, true),
+            Step::Own => {
+                (self.ours, facts.owned, facts.volume) = (true, true, None);
+                self.named &= self.attached.is_some();
+            }
+            Step::Confirm => facts.confirmed = true,
+            Step::Evict(_) => facts.evicted = true,
             Step::Name => (self.named, facts.named) = (true, true),
             Step::GiveUp => {
                 assert_eq!(self.attached, None, "given up while it is attached: {:?}", self.words());
@@ -273,18 +291,14 @@ impl World {
                 facts.released = true;
             }
             Step::Remove => {
-                let create = matches!(goal, Goal::Create { .. });
-                assert!(
-                    !self.shared || self.ours || create || !whole(self.info.as_ref()),
-                    "removed while it is another's: {:?}",
-                    self.words()
-                );
+                assert!(!self.shared || self.ours || self.info.is_none(), "removed while it is another's: {:?}", self.words());
+                assert!(!self.shared || self.attached.is_none(), "removed while it is attached: {:?}", self.words());
+                (self.ours, self.named, facts.own_tried, facts.owned) = (false, false, false, false);
                 facts.removed = Some(if self.info.is_some() { RemoveAction::Removed } else { RemoveAction::NotThere });
                 self.info = None;
             }
             Step::Recover => {
-                let create = matches!(goal, Goal::Create { .. });
-                assert!(!self.shared || self.ours || create, "undone while another may be making it: {:?}", self.words());
+                assert!(!self.shared || self.ours || self.info.is_none(), "undone while another may be making it: {:?}", self.words());
                 let half = self.info.take_if(|info| matches!(info.state, VolumeState::Creating | VolumeState::Removing));
                 facts.recovered = Some(half.map(|_| "undid it".to_owned()));
             }
@@ -303,10 +317,6 @@ impl World {
     fn nothing_here(&self) -> bool {
         self.attached.is_none() && self.mounted.is_none() && self.staged.is_none() && !self.intent
     }
-}
-
-fn whole(info: Option<&VolumeInfo>) -> bool {
-    info.is_some_and(|info| matches!(info.state, VolumeState::Ready | VolumeState::Damaged))
 }
 
 fn step_failed(number: usize) -> Error {

@@ -19,8 +19,8 @@ use dunnage_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{
-    AdoptBody, Adopted, Attached, CreateBody, Created, Mounted, PATIENCE, ReleaseBody, Released, Removed, Status, Strangers, Unmounted,
-    Volumes,
+    AdoptBody, Adopted, Attached, CreateBody, Created, FenceBody, Mounted, Nodes, PATIENCE, ReleaseBody, Released, Removed, Status,
+    Strangers, Unmounted, Volumes,
 };
 
 /// How long a caller waits that does not say.
@@ -74,6 +74,9 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/strangers", get(strangers))
         .route("/v1/holders", get(|State(admin): Shared| async move { reply(Ok(admin.engine.held())) }))
         .route("/v1/drivers", get(|State(admin): Shared| async move { reply(Ok(admin.engine.drivers().await)) }))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}/fence", post(fence))
+        .route("/v1/nodes/{name}/unfence", post(unfence))
         .route("/v1/release", post(release))
         .fallback(|request: Request<Body>| async move {
             let detail = format!("there is no call {} {}", request.method(), request.uri().path());
@@ -378,4 +381,31 @@ async fn release_holder(
 async fn release(State(admin): Shared, headers: HeaderMap) -> Response {
     let call = admin.call(&headers, "release everything", "*");
     reply(Ok(Released { failed: admin.engine.release_all(&call).await }))
+}
+
+async fn nodes(State(admin): Shared, headers: HeaderMap, Query(which): Query<Which>) -> Response {
+    let work = async {
+        let driver = which.driver.as_deref().map(str::parse).transpose()?;
+        let (nodes, notes) = admin.engine.nodes(&admin.call(&headers, "nodes", ""), driver.as_ref()).await?;
+        Ok(Nodes { nodes, notes })
+    };
+    reply(work.await)
+}
+
+async fn fence(State(admin): Shared, Path(name): Path<String>, headers: HeaderMap, request: Request<Body>) -> Response {
+    let work = async {
+        let body: FenceBody = read_json(request).await?;
+        let (node, driver) = (name.parse()?, body.driver.as_deref().map(str::parse).transpose()?);
+        admin.engine.fence_node(&admin.call(&headers, "fence", &name), driver.as_ref(), &node, body.force).await
+    };
+    reply(work.await)
+}
+
+async fn unfence(State(admin): Shared, Path(name): Path<String>, request: Request<Body>) -> Response {
+    let work = async {
+        let body: FenceBody = read_json(request).await?;
+        let (node, driver) = (name.parse()?, body.driver.as_deref().map(str::parse).transpose()?);
+        admin.engine.unfence_node(driver.as_ref(), &node).await
+    };
+    reply(work.await)
 }

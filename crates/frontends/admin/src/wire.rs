@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunnage_engine::{DriverView, Inspection, VolumeView};
+use dunnage_engine::{DriverView, Evicted, Inspection, NodeView, VolumeView};
 use dunnage_model::{AdoptAction, AttachAction, CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
 use serde::{Deserialize, Serialize};
 
@@ -166,3 +166,26 @@ pub struct Released {
     /// What could not be let go.
     pub failed: Vec<Error>,
 }
+
+/// All nodes, and what could not be asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Nodes {
+    /// The nodes.
+    pub nodes: Vec<NodeView>,
+    /// One sentence for each driver that does not say.
+    pub notes: Vec<String>,
+}
+
+/// How a node is to be cut off.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FenceBody {
+    /// The driver; all when absent.
+    #[serde(default)]
+    pub driver: Option<String>,
+    /// It may be one that lives.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What became of its volumes.
+pub type Fenced = Vec<Evicted>;

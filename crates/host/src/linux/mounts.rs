@@ -63,6 +63,39 @@ fn source(path: &Path, id: u64) -> Result<PathBuf> {
 }
 
 #[derive(Serialize, Deserialize)]
+pub struct ShutDown {
+    pub target: Target,
+    pub device: DeviceNumber,
+}
+
+impl Task for ShutDown {
+    const NAME: &'static str = "mount.shut-down";
+    type Output = bool;
+
+    fn run(self) -> Result<bool> {
+        let path = self.target.path();
+        let what = format!("cannot shut {} down", path.display());
+        let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let root = match rustix::fs::openat(CWD, &path, open, Mode::empty()) {
+            Ok(root) => root,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(e) => return Err(refused(what)(e)),
+        };
+        // What is open stays what it is, whatever is mounted there meanwhile.
+        let stat = rustix::fs::fstat(&root).map_err(refused(&what))?;
+        if DeviceNumber::new(rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)) != self.device {
+            return Ok(false);
+        }
+        match super::sys::shut_down(root.as_fd()) {
+            Ok(()) => Ok(true),
+            // btrfs learned it in 6.17.
+            Err(Errno::NOTTY | Errno::OPNOTSUPP) => Ok(false),
+            Err(e) => Err(refused(what)(e)),
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
 pub struct SpaceOf {
     pub target: Target,
 }
