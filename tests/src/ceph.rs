@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::docker::find;
-use crate::{BOUND, Ran, eventually, scratch, skip};
+use crate::{BOUND, Node, Ran, eventually, scratch, skip};
 
 /// The pool that is there from the beginning.
 pub const POOL: &str = "rbd";
@@ -44,6 +44,15 @@ pub struct Ceph {
 }
 
 impl Ceph {
+    /// A cluster, and qemu's way to its images; `None` where one of them is not installed (noted as a skip).
+    pub fn with_devices(osds: usize) -> Option<Ceph> {
+        if find("qemu-storage-daemon").is_none() {
+            skip("needs qemu-storage-daemon with rbd (packages qemu-system-common, qemu-block-extra)");
+            return None;
+        }
+        Ceph::start(osds)
+    }
+
     /// A cluster whose pool can be used; `None` where Ceph is not installed (noted as a skip).
     pub fn start(osds: usize) -> Option<Ceph> {
         Ceph::start_with(osds, Manager::None)
@@ -242,6 +251,21 @@ osd class default list = *
     /// How the daemon gets in.
     pub fn access(&self) -> Access {
         Access { conf: self.conf(), user: USER.to_owned(), keyring: Some(self.keyring()), timeout: Duration::from_secs(10) }
+    }
+
+    /// A node of that name with a daemon, whose endpoint `pxd` has volumes in this cluster; `more` are keys of the endpoint.
+    pub fn node(&self, name: &'static str, more: &str) -> Node {
+        let mut node = Node::new();
+        (node.name, node.endpoint) = (name, "pxd");
+        node.configure(&format!(
+            "volumes: {{ private_namespace: true, defaults: {{ size: 64MiB }} }}\n\
+             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL} }} }}\n\
+             endpoints: {{ docker: [ {{ name: pxd, driver: pxd{more} }} ] }}\n",
+            self.conf().display(),
+            self.keyring().display()
+        ));
+        node.start();
+        node
     }
 
     /// How an operator gets in.

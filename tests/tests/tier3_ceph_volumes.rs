@@ -11,34 +11,8 @@ use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
 use dunnage_model::{BootId, Owner};
 use dunnage_tests::ceph::{Ceph, POOL};
-use dunnage_tests::docker::find;
-use dunnage_tests::{BOUND, Node, binary, eventually, kernel, sh, skip};
+use dunnage_tests::{BOUND, Node, binary, eventually, kernel, sh};
 use serde_json::{Value, json};
-
-/// A cluster, and qemu's way to its images.
-fn cluster(osds: usize) -> Option<Ceph> {
-    if find("qemu-storage-daemon").is_none() {
-        skip("needs qemu-storage-daemon with rbd (packages qemu-system-common, qemu-block-extra)");
-        return None;
-    }
-    Ceph::start(osds)
-}
-
-/// A node of that name, whose endpoint `pxd` is on the cluster.
-fn node(ceph: &Ceph, name: &'static str, more: &str) -> Node {
-    let mut node = Node::new();
-    (node.name, node.endpoint) = (name, "pxd");
-    let (conf, keyring) = (ceph.conf(), ceph.keyring());
-    node.configure(&format!(
-        "volumes: {{ private_namespace: true, defaults: {{ size: 64MiB }} }}\n\
-         drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: dunnage, pool: {POOL} }} }}\n\
-         endpoints: {{ docker: [ {{ name: pxd, driver: pxd{more} }} ] }}\n",
-        conf.display(),
-        keyring.display()
-    ));
-    node.start();
-    node
-}
 
 fn create(node: &Node, volume: &str) {
     node.plugin_ok("VolumeDriver.Create", &json!({ "Name": volume, "Opts": {} }));
@@ -66,7 +40,7 @@ fn left_in(ceph: &Ceph) -> Vec<String> {
 
 #[test]
 fn the_ceph_driver_passes_the_conformance_suite_on_a_real_cluster() {
-    let Some(ceph) = cluster(1) else { return };
+    let Some(ceph) = Ceph::with_devices(1) else { return };
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(async {
         let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
         let helpers = |kind: &str| {
@@ -90,8 +64,8 @@ fn the_ceph_driver_passes_the_conformance_suite_on_a_real_cluster() {
 
 #[test]
 fn a_volume_of_ceph_is_made_mounted_found_again_by_the_next_daemon_and_removed() {
-    let Some(ceph) = cluster(1) else { return };
-    let mut a = node(&ceph, "a", "");
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let mut a = ceph.node("a", "");
     let capabilities = a.plugin_ok("VolumeDriver.Capabilities", &json!({}));
     assert_eq!(capabilities["Capabilities"]["Scope"], "global");
     create(&a, "pg");
@@ -120,8 +94,8 @@ fn a_volume_of_ceph_is_made_mounted_found_again_by_the_next_daemon_and_removed()
 
 #[test]
 fn law_6_a_volume_moves_to_the_node_that_asks_for_it_next_with_all_that_was_written() {
-    let Some(ceph) = cluster(1) else { return };
-    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ""));
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
     create(&a, "pg");
     write(&a.mount("pg", "c1"), "written");
     a.unmount("pg", "c1");
@@ -142,8 +116,8 @@ fn law_6_a_volume_moves_to_the_node_that_asks_for_it_next_with_all_that_was_writ
 
 #[test]
 fn law_6_a_dead_node_s_volume_is_taken_with_every_acknowledged_write_and_the_node_comes_back_clean() {
-    let Some(ceph) = cluster(1) else { return };
-    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ""));
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
     create(&a, "pg");
     write(&a.mount("pg", "c1"), "acknowledged");
     a.cut_power();
@@ -167,8 +141,8 @@ fn law_6_a_dead_node_s_volume_is_taken_with_every_acknowledged_write_and_the_nod
 
 #[test]
 fn a_device_whose_process_was_killed_is_let_go_of_and_had_again_after_a_fence() {
-    let Some(ceph) = cluster(1) else { return };
-    let mut a = node(&ceph, "a", "");
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let mut a = ceph.node("a", "");
     create(&a, "pg");
     let path = a.mount("pg", "c1");
     write(&path, "acknowledged");
@@ -188,8 +162,8 @@ fn a_device_whose_process_was_killed_is_let_go_of_and_had_again_after_a_fence() 
 
 #[test]
 fn law_6_always_takes_a_volume_at_once_and_whoever_had_it_can_write_no_more() {
-    let Some(ceph) = cluster(1) else { return };
-    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ", preempt: always"));
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ", preempt: always"));
     create(&a, "pg");
     let old = a.mount("pg", "c1");
     write(&old, "old");
@@ -229,8 +203,8 @@ fn nodes(node: &Node) -> Vec<(String, String, bool)> {
 
 #[test]
 fn law_6_a_node_that_is_gone_is_fenced_by_name_and_nobody_waits_for_it_and_it_takes_nothing_until_it_is_pardoned() {
-    let Some(ceph) = cluster(1) else { return };
-    let (mut a, mut b) = (node(&ceph, "a", ""), node(&ceph, "b", ""));
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
     create(&a, "pg");
     write(&a.mount("pg", "c1"), "acknowledged");
     let state = |name: &str, state: &str, fenced| (name.to_owned(), state.to_owned(), fenced);
@@ -269,8 +243,8 @@ fn volumes(node: &Node) -> Vec<String> {
 
 #[test]
 fn a_cluster_that_does_not_answer_is_said_so_and_lists_stay_and_all_works_again_later() {
-    let Some(ceph) = cluster(1) else { return };
-    let mut a = node(&ceph, "a", "");
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let mut a = ceph.node("a", "");
     create(&a, "pg");
     let path = a.mount("pg", "c1");
     ceph.stop_mon();
@@ -287,9 +261,9 @@ fn a_cluster_that_does_not_answer_is_said_so_and_lists_stay_and_all_works_again_
 
 #[test]
 fn what_is_wrong_with_the_way_to_the_cluster_is_named_with_what_to_do() {
-    let Some(ceph) = cluster(1) else { return };
+    let Some(ceph) = Ceph::with_devices(1) else { return };
     let refused = |wrong: &str, right: &str, parts: &[&str]| {
-        let mut a = node(&ceph, "a", "");
+        let mut a = ceph.node("a", "");
         a.stop();
         let config = std::fs::read_to_string(a.folder.join("config.yml")).expect("configuration");
         assert!(config.contains(right), "{config}");
@@ -309,8 +283,8 @@ fn what_is_wrong_with_the_way_to_the_cluster_is_named_with_what_to_do() {
 
 #[test]
 fn copies_that_no_pool_keeps_are_refused_and_those_that_one_keeps_are_had() {
-    let Some(ceph) = cluster(1) else { return };
-    let mut a = node(&ceph, "a", "");
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let mut a = ceph.node("a", "");
     let said = a.plugin_err("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "repl": "3" } }));
     assert!(said.contains("repl") && said.contains("rbd keeps 1"), "{said}");
     a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "repl": "1" } }));

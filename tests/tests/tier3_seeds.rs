@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use dunnage_tests::ceph::Ceph;
 use dunnage_tests::docker::{Bench, Docker};
 use dunnage_tests::{BOUND, Node, Ran, binary, eventually, is_mounted, scratch, sh};
 use serde_json::{Value, json};
@@ -409,4 +410,30 @@ fn portworx_volumes_are_asked_for_as_mesos_does_it() {
     assert!(said.contains("cannot give"), "{said}");
     assert_eq!(shell.run("dunnage volume ls -q").ok(), "px_vol");
     node.finish();
+}
+
+/// With three copies, on a cluster that keeps three, and on the next node after the first has died.
+#[test]
+fn law_6_the_replicated_volume_of_the_page_follows_its_task_to_another_node() {
+    let _alone = alone();
+    let Some(ceph) = Ceph::with_devices(3) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
+    let second = PORTWORX.rsplit("TaskInfo {").next().expect("the second");
+    let word = |key: &str, end: &str| {
+        between(second, &format!("\"{key}\" : \""), end).trim_end_matches(end).rsplit('"').next().expect("a value").to_owned()
+    };
+    let (driver, key, value) = (word("driver", "\","), word("key", "\","), word("value", "\"\n"));
+    let name = second.lines().find_map(|line| line.trim().strip_prefix("\"name\" : \"")?.strip_suffix("\",")).expect("a name");
+    assert_eq!((&*driver, name, &*key, &*value), ("pxd", "px_vol", "repl", "3"));
+    // As Mesos' docker/volume isolator says it.
+    let line = format!("dvdcli mount --volumedriver={driver} --volumename={name} --volumeopts={key}={value}");
+    let on = |node: &Node| Shell::new(node, None).run(&line).ok();
+    let path = on(&a);
+    sh(&format!("echo acknowledged >{path}/file; sync {path}/file"));
+    a.cut_power();
+    let path = on(&b);
+    assert_eq!(sh(&format!("cat {path}/file")), "acknowledged");
+    Shell::new(&b, None).run("dvdcli unmount --volumedriver=pxd --volumename=px_vol").ok();
+    b.plugin_ok("VolumeDriver.Remove", &json!({ "Name": "px_vol" }));
+    b.finish();
 }
