@@ -2,6 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dunnage_driver::conformance::{Bench, CASES};
@@ -9,8 +11,8 @@ use dunnage_driver_ceph::Settings;
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
-use dunnage_model::{BootId, Owner};
-use dunnage_tests::ceph::{Ceph, POOL};
+use dunnage_model::{BootId, Bytes, Owner};
+use dunnage_tests::ceph::{Ceph, Client, POOL};
 use dunnage_tests::{BOUND, Node, binary, eventually, kernel, sh};
 use serde_json::{Value, json};
 
@@ -291,4 +293,78 @@ fn copies_that_no_pool_keeps_are_refused_and_those_that_one_keeps_are_had() {
     remove(&a, "pg");
     assert_eq!(left_in(&ceph), [""; 0]);
     a.finish();
+}
+
+/// Does something again and again, until it is told to stop; gives when each time was over.
+fn again_and_again(stop: &Arc<AtomicBool>, mut once: impl FnMut() + Send + 'static) -> JoinHandle<Vec<Instant>> {
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        let mut times = vec![Instant::now()];
+        while !stop.load(Ordering::Relaxed) {
+            once();
+            times.push(Instant::now());
+        }
+        times
+    })
+}
+
+/// The longest time between two, of those before a moment.
+fn longest_pause(times: &[Instant], before: Instant) -> Duration {
+    times.windows(2).filter(|pair| pair[1] < before).map(|pair| pair[1] - pair[0]).max().expect("some")
+}
+
+#[test]
+fn law_6_without_storage_daemons_nobody_is_fenced_by_silence_and_writers_wait_no_longer_than_a_bare_client() {
+    let Some(mut ceph) = Ceph::with_devices(3) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
+    create(&a, "pg");
+    let path = a.mount("pg", "c1");
+    assert_eq!(ceph.pool().create_image("bare", Bytes::mib(64)), Ok(true));
+    let mut bare = Client::start(env!("CARGO_BIN_EXE_ceph-client"), &ceph, &["open", "bare"]);
+    bare.line().expect("it writes");
+    let stop = Arc::new(AtomicBool::new(false));
+    let at = path.clone();
+    let ours = again_and_again(&stop, move || write(&at, "x"));
+    // It gives up after ten seconds without an answer.
+    let theirs = again_and_again(&stop, move || match bare.line() {
+        Some(_) => {}
+        None => std::thread::sleep(Duration::from_millis(100)),
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    ceph.kill_osd(0);
+    // Longer than it takes the others to notice.
+    std::thread::sleep(Duration::from_secs(10));
+    let one_is_gone = Instant::now();
+    // Below min_size nothing is written any more, and nothing is refused.
+    ceph.kill_osd(1);
+    // Nobody can give a sign of life now, and that is no death.
+    let refused = b.cli(&["volume", "mount", "pg", "--timeout", "20"]);
+    assert_ne!(refused.code, 0, "it was taken from a node that lives: {}", refused.out);
+    let asked = Instant::now();
+    assert_eq!(volumes(&a), ["pg"]);
+    assert!(a.cli(&["status"]).out.contains("running"));
+    assert!(asked.elapsed() < Duration::from_secs(2), "reads wait for the cluster: {:?}", asked.elapsed());
+    ceph.start_osd(0);
+    ceph.start_osd(1);
+    let back = Instant::now();
+    stop.store(true, Ordering::Relaxed);
+    let (ours, theirs) = (ours.join().expect("ours"), theirs.join().expect("theirs"));
+    println!("it wrote again {:?} after the storage daemons had come back", *ours.last().expect("one") - back);
+    let (ours, theirs) = (longest_pause(&ours, one_is_gone), longest_pause(&theirs, one_is_gone));
+    println!("one storage daemon less: we paused for {ours:?}, the bare client for {theirs:?}");
+    assert!(ours < 2 * theirs, "we paused for {ours:?}, the bare client for {theirs:?}");
+    write(&path, "whole");
+    assert_eq!(ceph.pool().cluster().blocklisted(), Ok(Vec::new()), "silence is no death");
+    // Whoever has asked while nobody answered waits for that answer yet.
+    eventually("the cluster says whose it is", BOUND, || {
+        let inspected: Value = serde_json::from_str(&a.cli(&["volume", "inspect", "pg", "-o", "json"]).ok()).expect("json");
+        inspected["ownership"]["state"]["held"]["owner"]["node"] == "a"
+    });
+    a.unmount("pg", "c1");
+    // Whoever asked meanwhile may have come to it, or has gone.
+    eventually("b lets go of it", 2 * BOUND, || b.carriers().is_empty() && b.holders("pg").is_empty());
+    assert_eq!(read(&a.mount("pg", "c2")), "whole");
+    a.unmount("pg", "c2");
+    a.finish();
+    b.finish();
 }
