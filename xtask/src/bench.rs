@@ -10,7 +10,7 @@ use crate::workspace::{Profile, TESTS_PACKAGE, Workspace};
 
 #[derive(Args)]
 pub struct Options {
-    /// Only this measurement: single, scale, stuck, dvdcli or io
+    /// Only this measurement: single, scale, stuck, dvdcli, io or failover
     name: Option<String>,
     /// How long each run of fio takes: longer runs differ less by chance
     #[arg(long, value_name = "N", default_value = "1.5")]

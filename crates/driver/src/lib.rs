@@ -140,6 +140,12 @@ pub trait Driver: Send + Sync {
     /// How full the store is.
     async fn capacity(&self) -> Result<Capacity>;
 
+    /// What the platform really spends on a volume, where [`Driver::inspect`] does not say: to ask for it takes longer than a mount
+    /// should wait.
+    async fn spent(&self, _name: &VolumeName) -> Result<Option<Bytes>> {
+        Ok(None)
+    }
+
     /// The capability to make and remove volumes, if the driver has it.
     fn provision(&self) -> Option<&dyn Provision>;
 

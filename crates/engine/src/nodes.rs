@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use dunnage_driver::{Share, Sign};
-use dunnage_model::{BootId, Client, DriverName, Error, Kind, NodeId, OwnerRecord, Result, VolumeId, VolumeName};
+use dunnage_model::{BootId, Bytes, Client, DriverName, Error, Kind, NodeId, OwnerRecord, Result, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Call, Engine};
@@ -208,11 +208,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Whose a volume is, as the platform says; nothing for one that no other node can have.
-    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<Option<OwnerRecord>> {
+    /// Whose a volume is, and what is spent on it, as the platform says; nothing of what it has no word for.
+    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<(Option<OwnerRecord>, Option<Bytes>)> {
         let driver = self.driver(&volume.driver)?.clone();
-        let Some(share) = driver.share() else { return Ok(None) };
-        Ok(share.owner(&volume.name).await?.map(|found| found.record))
+        let record = match driver.share() {
+            Some(share) => share.owner(&volume.name).await?.map(|found| found.record),
+            None => None,
+        };
+        Ok((record, driver.spent(&volume.name).await?))
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use dunnage_driver::{Capacity, Reach};
 use dunnage_host::{DeviceNumber, Space};
 use dunnage_model::{
-    DriverName, EndpointName, Error, Holder, OperationId, OwnerRecord, Result, VolumeId, VolumeInfo, VolumeName, VolumeState,
+    DriverName, EndpointName, Error, Holder, OperationId, OwnerRecord, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -252,7 +252,7 @@ impl Engine {
     /// All that can be said of a volume, asked afresh where that does not take long.
     pub async fn inspect(&self, volume: &VolumeId) -> Result<Inspection> {
         let mut notes = Vec::new();
-        let view = match self.ask(volume).await {
+        let mut view = match self.ask(volume).await {
             Ok(Some(info)) => self.view(info.into(), self.0.settings.clock.now()),
             Ok(None) => return Err(self.absent(volume)),
             Err(e) => {
@@ -278,7 +278,12 @@ impl Engine {
         let asking = tokio::spawn(async move { engine.ownership(&id).await });
         let mut ownership = None;
         match tokio::time::timeout(DOUBT, asking).await {
-            Ok(Ok(Ok(answer))) => ownership = answer,
+            Ok(Ok(Ok((record, spent)))) => {
+                ownership = record;
+                if spent.is_some() {
+                    view.info = Arc::new(VolumeInfo { usage: Usage { spent }, ..(*view.info).clone() });
+                }
+            }
             Ok(Ok(Err(e))) => notes.push(format!("whose it is cannot be said: {e}")),
             _ => notes.push("the platform does not say whose it is".to_owned()),
         }

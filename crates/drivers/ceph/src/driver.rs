@@ -20,11 +20,11 @@ use uuid::Uuid;
 use crate::carrier::{self, Carried, Ended};
 use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
-    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageWatchers, ListImages, ListNames, Place, ReadRecord, RemoveImage,
-    RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
+    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, ListImages, ListNames, Place,
+    ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, SwapRecord, WatchersById,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
-use crate::{Access, ClientAddress, ImageInfo};
+use crate::{Access, ClientAddress};
 
 /// A fence that ended by itself would be none: a client that was frozen meanwhile writes again (measured). The cluster keeps no
 /// entry for ever; this is five years.
@@ -120,11 +120,12 @@ impl Ceph {
         }
     }
 
-    async fn image(&self, name: &VolumeName, pool: &str, image: String) -> Result<Option<ImageInfo>> {
-        self.ask(name, StatImage { place: self.place(pool), name: image }).await
+    /// The id of the image of this name.
+    async fn image(&self, name: &VolumeName, pool: &str, image: String) -> Result<Option<String>> {
+        self.ask(name, ImageId { place: self.place(pool), name: image }).await
     }
 
-    fn info(&self, stored: Stored, image: bool, usage: Usage) -> VolumeInfo {
+    fn info(&self, stored: Stored, image: bool) -> VolumeInfo {
         let (state, why) = match stored.volume.state() {
             VolumeState::Ready if !image => {
                 let why = format!("there is no image {} in pool {}", stored.volume.name, stored.pool);
@@ -132,7 +133,7 @@ impl Ceph {
             }
             state => (state, None),
         };
-        stored.volume.info(&self.settings.name, state, why, usage)
+        stored.volume.info(&self.settings.name, state, why, Usage::default())
     }
 
     /// The pool that keeps so many copies.
@@ -185,8 +186,12 @@ impl Ceph {
     }
 
     async fn watchers(&self, name: &VolumeName, stored: &Stored) -> Result<BTreeSet<ClientAddress>> {
-        let watchers = self.ask(name, ImageWatchers { place: self.place(&stored.pool), name: stored.image_name() }).await?;
-        Ok(watchers.unwrap_or_default().into_iter().map(|watcher| watcher.address).collect())
+        let place = self.place(&stored.pool);
+        let watchers = match &stored.image {
+            Some(id) => self.ask(name, WatchersById { place, id: id.clone() }).await?,
+            None => self.ask(name, ImageWatchers { place, name: stored.image_name() }).await?.unwrap_or_default(),
+        };
+        Ok(watchers.into_iter().map(|watcher| watcher.address).collect())
     }
 
     /// A fence that ends by itself. It is no fence: for the test that shows so.
@@ -199,7 +204,7 @@ impl Ceph {
     /// Removes an image, if it is there and has this id. (Of one that has none yet, its name is proof enough.)
     async fn remove_image(&self, name: &VolumeName, pool: &str, image: String, id: Option<&str>) -> Result<()> {
         match self.image(name, pool, image.clone()).await? {
-            Some(found) if id.is_none_or(|id| id == found.id) => {
+            Some(found) if id.is_none_or(|id| *id == *found) => {
                 self.ask(name, RemoveImage { place: self.place(pool), name: image }).await.map(|_| ())
             }
             _ => Ok(()),
@@ -238,15 +243,15 @@ impl Driver for Ceph {
 
     async fn list(&self) -> Result<Listing> {
         let (volumes, unreadable) = run(&*self.cluster, &ReadAll { place: self.home() }).await?;
-        let mut images: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        let mut images: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
         for pool in &self.settings.pools {
             let listed = run(&*self.cluster, &ListImages { place: self.place(pool) }).await?;
-            images.insert(pool, listed.into_iter().map(|image| image.name).collect());
+            images.insert(pool, listed.into_iter().map(|image| (image.name, image.id)).collect());
         }
         let info = |stored: Stored| {
             // Of a pool that is not ours nothing is known.
-            let image = images.get(&*stored.pool).is_none_or(|names| names.contains(stored.volume.name.as_str()));
-            self.info(stored, image, Usage::default())
+            let image = images.get(&*stored.pool).is_none_or(|ids| ids.get(stored.volume.name.as_str()) == stored.image.as_ref());
+            self.info(stored, image)
         };
         Ok(Listing { volumes: volumes.into_iter().map(info).collect(), unreadable })
     }
@@ -255,8 +260,9 @@ impl Driver for Ceph {
         let Some(Found { stored, .. }) = self.find(name).await? else { return Ok(None) };
         let whole = stored.volume.state() == VolumeState::Ready;
         let image = if whole { self.image(name, &stored.pool, stored.image_name()).await? } else { None };
-        let usage = Usage { spent: image.as_ref().map(|image| image.used) };
-        Ok(Some(self.info(stored, image.is_some(), usage)))
+        // Another of its name is somebody else's.
+        let its = image.is_some() && image == stored.image;
+        Ok(Some(self.info(stored, its)))
     }
 
     async fn attach(&self, name: &VolumeName) -> Result<Attached> {
@@ -328,6 +334,11 @@ impl Driver for Ceph {
         Ok(Capacity { place: shown, space, promised: Bytes(promised), reserve: Bytes(0), warnings: Vec::new() })
     }
 
+    async fn spent(&self, name: &VolumeName) -> Result<Option<Bytes>> {
+        let Found { stored, .. } = self.there(name).await?;
+        self.ask(name, ImageUsed { place: self.place(&stored.pool), name: stored.image_name() }).await
+    }
+
     fn provision(&self) -> Option<&dyn Provision> {
         Some(self)
     }
@@ -380,7 +391,7 @@ impl Provision for Ceph {
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
         let Found { stored, .. } = self.there(name).await?;
         let image = self.image(name, &stored.pool, stored.unfinished()).await?;
-        let id = image.ok_or_else(|| Error::internal("a volume without an image was to be formatted").of(name))?.id;
+        let id = image.ok_or_else(|| Error::internal("a volume without an image was to be formatted").of(name))?;
         let edit = |stored: &mut Stored| match stored.volume.storage {
             Phase::Never => {
                 stored.volume.storage = Phase::Formatting { fs_uuid: uuid };
@@ -395,7 +406,7 @@ impl Provision for Ceph {
     async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
         let Found { stored, .. } = self.there(name).await?;
         let place = self.place(&stored.pool);
-        let renamed = self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found.id) == stored.image);
+        let renamed = self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found) == stored.image);
         if !renamed {
             self.ask(name, RenameImage { place, name: stored.unfinished(), new: name.to_string() }).await?;
         }
@@ -406,7 +417,7 @@ impl Provision for Ceph {
             }
             Phase::Never => Err(Error::internal("a volume that was not formatted was to be published")),
         };
-        Ok(self.info(self.change(name, finish).await?.stored, true, Usage::default()))
+        Ok(self.info(self.change(name, finish).await?.stored, true))
     }
 
     async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
@@ -440,7 +451,7 @@ impl Provision for Ceph {
             Phase::Formatted { .. } => Ok(None),
             // The new name is the last step but one, and given only when the filesystem is whole.
             Phase::Formatting { .. }
-                if self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found.id) == stored.image) =>
+                if self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found) == stored.image) =>
             {
                 self.publish(name).await?;
                 Ok(Some("finished its creation".to_owned()))

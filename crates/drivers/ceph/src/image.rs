@@ -49,8 +49,6 @@ pub struct ImageInfo {
     pub size: Bytes,
     /// Its [`features`].
     pub features: u64,
-    /// What it takes of the pool, each copy counted once: its objects, as far as the image's own map knows.
-    pub used: Bytes,
 }
 
 /// A client that has an image open for writing, or had until at most 30 seconds ago.
@@ -118,6 +116,14 @@ impl Pool {
         self.looked_at(name, Image::info)
     }
 
+    /// What an image takes of the pool, each copy counted once; `None` without such an image.
+    ///
+    /// # Errors
+    /// `platform_unavailable` without an answer in time.
+    pub fn image_used(&self, name: &str) -> Result<Option<Bytes>> {
+        self.looked_at(name, Image::used)
+    }
+
     /// Makes an image longer or shorter. What is beyond the new end is lost.
     ///
     /// # Errors
@@ -175,6 +181,35 @@ impl Pool {
         let holders = watchers.iter().map(|watcher| format!("Ceph client {}", watcher.address)).collect();
         let detail = format!("image {name:?} of pool {:?} is open", self.name());
         Err(Error::in_use(holders, first.address, detail, "end what uses it, or fence it, then try again"))
+    }
+
+    /// The id of the image of this name, if there is one. This is one read; to open an image is ten.
+    ///
+    /// # Errors
+    /// `platform_unavailable` without an answer in time.
+    pub fn image_id(&self, name: &str) -> Result<Option<String>> {
+        // Since its second format librbd keeps it in an object: its length in four bytes, and the id.
+        let Some(data) = self.read_plain(&format!("rbd_id.{name}"))? else { return Ok(None) };
+        let id = data.split_first_chunk::<4>().and_then(|(length, id)| id.get(..usize::try_from(u32::from_le_bytes(*length)).ok()?));
+        let id = id.and_then(|id| std::str::from_utf8(id).ok());
+        id.map(|id| Some(id.to_owned()))
+            .ok_or_else(|| Error::internal(format!("the id of {:?} cannot be read", self.of_image("name", name))))
+    }
+
+    /// Looks at the image of this id without becoming one of its watchers; `None` without such an image.
+    ///
+    /// # Errors
+    /// `platform_unavailable` without an answer in time.
+    pub fn look_by_id(&self, id: &str) -> Result<Option<Image>> {
+        let api = library::rbd()?;
+        let wanted = text("id", id)?;
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: a live pool, a string, a place for the handle, no snapshot.
+        match unsafe { (api.rbd_open_by_id_read_only)(self.raw(), wanted.as_ptr(), &raw mut raw, std::ptr::null()) } {
+            0 => Ok(Some(Image { api, raw, pool: self.clone(), name: id.to_owned() })),
+            code if code == -libc::ENOENT => Ok(None),
+            code => Err(failed(self.of_image("open", id), code)),
+        }
     }
 
     /// Who has an image open for writing; `None` without such an image.
@@ -327,10 +362,11 @@ impl Image {
             self.done("look at", (self.api.rbd_get_id)(self.raw, id.as_mut_ptr().cast::<c_char>(), id.len()))?;
         }
         let id = CStr::from_bytes_until_nul(&id).map_err(|_| Error::internal("librbd gave an id without an end"))?;
-        Ok(ImageInfo { id: id.to_string_lossy().into_owned(), size: Bytes(size), features, used: self.used(size)? })
+        Ok(ImageInfo { id: id.to_string_lossy().into_owned(), size: Bytes(size), features })
     }
 
-    fn used(&self, size: u64) -> Result<Bytes> {
+    /// What it takes of the pool, each copy counted once: its objects, as far as its own map knows.
+    fn used(&self) -> Result<Bytes> {
         extern "C" fn add(_: u64, length: usize, exists: c_int, sum: *mut c_void) -> c_int {
             if exists != 0 {
                 // SAFETY: the argument of the call below, which waits for us.
@@ -338,6 +374,7 @@ impl Image {
             }
             0
         }
+        let size = self.info()?.size.0;
         let mut sum = 0_u64;
         // SAFETY: an open image, no snapshot, parents included, whole objects, and a place for the sum, which only we touch meanwhile.
         let code = unsafe { (self.api.rbd_diff_iterate2)(self.raw, std::ptr::null(), 0, size, 1, 1, add, (&raw mut sum).cast::<c_void>()) };
@@ -345,7 +382,11 @@ impl Image {
         Ok(Bytes(sum))
     }
 
-    fn watchers(&self) -> Result<Vec<Watcher>> {
+    /// Who has it open for writing.
+    ///
+    /// # Errors
+    /// `not_found` when it was removed, `platform_unavailable` without an answer in time.
+    pub fn watchers(&self) -> Result<Vec<Watcher>> {
         let mut room = USUAL;
         loop {
             let mut found = vec![RawWatcher { addr: std::ptr::null_mut(), id: 0, cookie: 0 }; room];

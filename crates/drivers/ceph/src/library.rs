@@ -159,6 +159,7 @@ functions! {
     rbd_rename(RawPool, *const c_char, *const c_char) -> c_int;
     rbd_open(RawPool, *const c_char, *mut RawImage, *const c_char) -> c_int;
     rbd_open_read_only(RawPool, *const c_char, *mut RawImage, *const c_char) -> c_int;
+    rbd_open_by_id_read_only(RawPool, *const c_char, *mut RawImage, *const c_char) -> c_int;
     rbd_close(RawImage) -> c_int;
     rbd_get_size(RawImage, *mut u64) -> c_int;
     rbd_diff_iterate2(RawImage, *const c_char, u64, u64, u8, u8, OnDiff, *mut c_void) -> c_int;

@@ -198,6 +198,11 @@ impl Pool {
         }
     }
 
+    /// Reads a small object that is no record of ours.
+    pub(crate) fn read_plain(&self, oid: &str) -> Result<Option<Vec<u8>>> {
+        Ok(self.read_at_most(oid, USUAL)?.map(|found| found.data))
+    }
+
     fn read_at_most(&self, oid: &str, room: usize) -> Result<Option<Found>> {
         let api = self.api();
         let name = text("oid", oid)?;

@@ -12,7 +12,7 @@ use dunnage_host::helpers::{Registry, Task};
 use dunnage_model::{Bytes, Kind, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, ClientAddress, Cluster, ImageInfo, ImageName, Pool, Versioned, Watcher, is_fenced};
+use crate::{Access, ClientAddress, Cluster, Image, ImageInfo, ImageName, Pool, Versioned, Watcher, is_fenced};
 
 /// The tasks that helpers must know for this driver.
 pub fn tasks(registry: Registry) -> Registry {
@@ -27,6 +27,9 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<RemoveImage>()
         .with::<RenameImage>()
         .with::<ImageWatchers>()
+        .with::<WatchersById>()
+        .with::<ImageId>()
+        .with::<ImageUsed>()
         .with::<AddName>()
         .with::<RemoveName>()
         .with::<ListNames>()
@@ -245,6 +248,55 @@ task! {
         /// Its name.
         name: String
     } -> Option<Vec<Watcher>>, pool => pool.image_watchers(&name)
+}
+
+thread_local! {
+    /// The image that was looked at last, of which most are looked at several times: by its pool and id.
+    static LOOKED_AT: RefCell<Option<(Place, String, Image)>> = const { RefCell::new(None) };
+}
+
+/// Who has the image of this id open for writing; nobody, if there is none.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct WatchersById {
+    /// Where.
+    pub place: Place,
+    /// Its id.
+    pub id: String,
+}
+
+impl Task for WatchersById {
+    const NAME: &'static str = "ceph.watchers-by-id";
+    type Output = Vec<Watcher>;
+
+    fn run(self) -> Result<Vec<Watcher>> {
+        let WatchersById { place, id } = self;
+        // Taken out while it is used, so that a failure drops it.
+        let kept = LOOKED_AT.take().filter(|(its_place, its_id, _)| *its_place == place && *its_id == id).map(|(.., image)| image);
+        let image = match kept {
+            Some(image) => Some(image),
+            None => place.with(|pool| pool.look_by_id(&id))?,
+        };
+        let Some(image) = image else { return Ok(Vec::new()) };
+        let watchers = image.watchers()?;
+        LOOKED_AT.set(Some((place, id, image)));
+        Ok(watchers)
+    }
+}
+
+task! {
+    /// [`Pool::image_id`].
+    ImageId, "ceph.image-id", {
+        /// Its name.
+        name: String
+    } -> Option<String>, pool => pool.image_id(&name)
+}
+
+task! {
+    /// [`Pool::image_used`].
+    ImageUsed, "ceph.image-used", {
+        /// Its name.
+        name: String
+    } -> Option<Bytes>, pool => pool.image_used(&name)
 }
 
 task! {

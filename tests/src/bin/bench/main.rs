@@ -12,6 +12,7 @@ use dunnage_tests::Node;
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::{Value, json};
 
+mod failover;
 mod io;
 mod processes;
 mod scale;
@@ -142,8 +143,14 @@ fn ready(node: &mut Node) -> Duration {
 type Section = fn() -> Vec<Row>;
 
 /// The measurements, by the name that asks for one alone.
-const SECTIONS: [(&str, Section); 5] =
-    [("single", single::rows), ("scale", scale::rows), ("stuck", stuck::rows), ("dvdcli", processes::rows), ("io", io::rows)];
+const SECTIONS: [(&str, Section); 6] = [
+    ("single", single::rows),
+    ("scale", scale::rows),
+    ("stuck", stuck::rows),
+    ("dvdcli", processes::rows),
+    ("io", io::rows),
+    ("failover", failover::rows),
+];
 
 /// What follows this word on the command line.
 fn argument(name: &str) -> Option<String> {

@@ -1,0 +1,122 @@
+//! Volumes of Ceph: what a mount costs beside the same tools by hand, and how long a volume is away when it moves and when its node
+//! has lost power.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dunnage_tests::ceph::{Ceph, POOL, USER};
+use dunnage_tests::{BOUND, Node, eventually, kernel, sh};
+use serde_json::json;
+
+use crate::{Row, percentiles, plain_row, times_row};
+
+const MOUNTS: usize = 15;
+const MOVES: usize = 15;
+const CUTS: usize = 5;
+
+pub fn rows() -> Vec<Row> {
+    let Some(ceph) = Ceph::with_devices(3) else {
+        println!("Ceph is not installed: failover is not measured");
+        return Vec::new();
+    };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
+    for volume in ["ours", "hand"] {
+        a.plugin_ok("VolumeDriver.Create", &json!({ "Name": volume, "Opts": {} }));
+    }
+    let mut rows = vec![mounts(&ceph, &a), moves(&a, &b)];
+
+    rows.extend(cuts(&ceph, &mut a, &mut b));
+    a.finish();
+    b.finish();
+    rows
+}
+
+fn mounts(ceph: &Ceph, a: &Node) -> Row {
+    let folder = ceph.folder.join("hand");
+    std::fs::create_dir_all(folder.join("mounted")).expect("mkdir");
+    let [mut ours, mut hand] = [const { Vec::new() }; 2];
+    for _ in 0..MOUNTS {
+        let begun = Instant::now();
+        a.mount("ours", "bench");
+        ours.push(begun.elapsed());
+        a.unmount("ours", "bench");
+        hand.push(by_hand(ceph, &folder));
+    }
+    times_row("RBD: attach and mount of a volume that is there", "the same tools by hand", ours, hand, 1.5)
+}
+
+/// qemu-storage-daemon, losetup and mount; then all of it back, which is not measured.
+fn by_hand(ceph: &Ceph, folder: &Path) -> Duration {
+    let (file, pid) = (folder.join("device"), folder.join("pid"));
+    std::fs::write(&file, "").expect("a file to mount on");
+    let blockdev = json!({
+        "driver": "rbd", "node-name": "n", "pool": POOL, "image": "hand", "conf": ceph.conf(), "user": USER, "discard": "unmap",
+        "cache": { "direct": true },
+    });
+    let export = json!({ "type": "fuse", "id": "e", "node-name": "n", "mountpoint": file, "writable": true });
+    let begun = Instant::now();
+    let mut command = Command::new("qemu-storage-daemon");
+    command.args(["--blockdev", &blockdev.to_string(), "--export", &export.to_string(), "--daemonize", "--pidfile"]).arg(&pid);
+    assert!(command.stdin(Stdio::null()).status().expect("qemu-storage-daemon").success());
+    let device = sh(&format!("losetup -f --show --direct-io=on {}", file.display()));
+    sh(&format!("mount -t ext4 -o nosuid,nodev {device} {}/mounted", folder.display()));
+    let elapsed = begun.elapsed();
+    let carrier = sh(&format!("cat {}", pid.display()));
+    sh(&format!("umount {}/mounted; losetup -d {device}; kill {carrier}", folder.display()));
+    eventually("it has ended", BOUND, || kernel::processes_with(&file.display().to_string()).is_empty());
+    elapsed
+}
+
+fn moves(a: &Node, b: &Node) -> Row {
+    let mut times = Vec::new();
+    a.mount("ours", "bench");
+    let (mut from, mut to) = (a, b);
+    for _ in 0..MOVES {
+        let begun = Instant::now();
+        from.unmount("ours", "bench");
+        to.mount("ours", "bench");
+        times.push(begun.elapsed());
+        std::mem::swap(&mut from, &mut to);
+    }
+    from.unmount("ours", "bench");
+    plain_row("RBD: from Unmount asked on A to Mount answered on B", percentiles(times), "ms", 1500.0, "")
+}
+
+/// From the cut to the first write on the next node; and of that what comes after the platform has forgotten the dead client, which
+/// nobody can hurry but the cluster's operator.
+fn cuts(ceph: &Ceph, a: &mut Node, b: &mut Node) -> [Row; 2] {
+    let pool = ceph.pool();
+    let [mut all, mut own] = [const { Vec::new() }; 2];
+    let (mut from, mut to) = (a, b);
+    for _ in 0..CUTS {
+        let path = from.mount("ours", "bench");
+        sh(&format!("echo written >{0}/file; sync {0}/file", path.display()));
+        let dead = pool.image_watchers("ours").expect("watchers").expect("an image")[0].address;
+        from.cut_power();
+        let begun = Instant::now();
+        let forgotten = std::thread::scope(|scope| {
+            let watching = scope.spawn(|| {
+                let watches = || pool.image_watchers("ours").expect("watchers").expect("an image").iter().any(|w| w.address == dead);
+                eventually("the dead client is forgotten", 2 * BOUND, || !watches());
+                begun.elapsed()
+            });
+            let path = to.mount("ours", "bench");
+            sh(&format!("echo first >{0}/file; sync {0}/file", path.display()));
+            all.push(begun.elapsed());
+            watching.join().expect("watching")
+        });
+        own.push(all[all.len() - 1].saturating_sub(forgotten));
+        to.unmount("ours", "bench");
+        from.start();
+        std::mem::swap(&mut from, &mut to);
+    }
+    let seconds = |times: Vec<Duration>| {
+        let (middle, worst) = percentiles(times);
+        (middle / 1e3, worst / 1e3)
+    };
+    [
+        plain_row("RBD: from a power cut to the first write on the next node", seconds(all), "s", 45.0, ""),
+        plain_row("  of it after the platform has forgotten the dead client", seconds(own), "s", 2.0, ""),
+    ]
+}
