@@ -1,5 +1,5 @@
 //! A Ceph cluster of a test's own: one monitor and a few storage daemons with all that is theirs in the test's folder, on
-//! ports of the loopback that were free.
+//! ports that were free: of the loopback, unless a test has machines of its own that are to reach it.
 //!
 //! The daemons are our children and never leave the foreground; the data lie in sparse files. Keys are made here, so that the
 //! monitor knows all of them from its first moment and nobody has to wait for one.
@@ -38,6 +38,8 @@ pub enum Manager {
 pub struct Ceph {
     /// Everything of it is in here.
     pub folder: PathBuf,
+    /// Where it listens.
+    address: &'static str,
     monitor: Option<Child>,
     manager: Option<Child>,
     osds: Vec<Option<Child>>,
@@ -60,6 +62,11 @@ impl Ceph {
 
     /// The same, with a manager or without.
     pub fn start_with(osds: usize, manager: Manager) -> Option<Ceph> {
+        Ceph::start_at("127.0.0.1", osds, manager)
+    }
+
+    /// The same at another address of the thread's network.
+    pub fn start_at(address: &'static str, osds: usize, manager: Manager) -> Option<Ceph> {
         let mut programs = vec![("ceph-mon", "ceph-mon"), ("ceph-osd", "ceph-osd"), ("ceph", "ceph-common"), ("monmaptool", "ceph-common")];
         if manager == Manager::One {
             programs.push(("ceph-mgr", "ceph-mgr"));
@@ -68,7 +75,7 @@ impl Ceph {
             skip(&format!("needs {program} (package {package})"));
             return None;
         }
-        let mut ceph = Ceph { folder: scratch(), monitor: None, manager: None, osds: (0..osds).map(|_| None).collect() };
+        let mut ceph = Ceph { folder: scratch(), address, monitor: None, manager: None, osds: (0..osds).map(|_| None).collect() };
         ceph.configure();
         ceph.make_keys();
         ceph.make_monitor();
@@ -98,15 +105,16 @@ impl Ceph {
     }
 
     fn configure(&self) {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port();
+        let address = self.address;
+        let port = TcpListener::bind((address, 0)).and_then(|listener| listener.local_addr()).expect("a free port").port();
         let (folder, osds) = (self.folder.display(), self.osds.len());
         let (size, min) = (osds.min(3), if osds > 1 { 2 } else { 1 });
         let text = format!(
             "[global]
 fsid = {fsid}
-mon host = [v2:127.0.0.1:{port}/0]
-public addr = 127.0.0.1
-cluster addr = 127.0.0.1
+mon host = [v2:{address}:{port}/0]
+public addr = {address}
+cluster addr = {address}
 ms bind ipv6 = false
 ms bind msgr1 = false
 ms bind port min = 20000

@@ -9,7 +9,9 @@ pub mod docker;
 pub mod fuse;
 pub mod http;
 pub mod kernel;
+pub mod machine;
 pub mod podman;
+pub mod swarm;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

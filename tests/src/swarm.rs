@@ -1,0 +1,266 @@
+//! Docker Swarm over three machines on one Ceph cluster, and a service that writes: the bench for everything that can happen to
+//! one of the machines.
+//!
+//! The service's only task appends numbered records to a file of its volume. When a record was fsynced, and only then, the task
+//! acknowledges it: in a file outside of the volume, on a disk that all machines see and nothing cuts them off from. What the task
+//! could not write it says there, too.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::ceph::{Ceph, Manager, POOL};
+use crate::docker::{IMAGE, find, image_tar};
+use crate::machine::{Machine, SWITCH, Switch};
+use crate::{Ran, eventually, scratch, skip};
+
+/// The service's volume.
+const VOLUME: &str = "data";
+/// The service.
+const SERVICE: &str = "writer";
+/// The machine that speaks for the swarm. Nothing is done to it; the others go and come.
+const MANAGER: usize = 2;
+/// How long it may take until a dead machine's volume is written by another. (30 s of it are Ceph's, which sees a client for so long.)
+pub const FAILOVER: Duration = Duration::from_secs(90);
+
+/// What the task does. `dd` answers for the fsync, too.
+const WRITER: &str = r#"
+i=0
+while :; do
+    i=$((i + 1)); record="$NODE $TASK $i"
+    if echo "$record" | dd of=/data/log oflag=append conv=notrunc,fsync 2>/dev/null; then
+        echo "$record" >>/outside/acknowledged
+    else
+        echo "$record" >>/outside/refused
+    fi
+    sleep 0.05
+done
+"#;
+
+/// The bench.
+pub struct Swarm {
+    // Dropped in this order: who uses it before what is used.
+    machines: [Machine; 3],
+    ceph: Ceph,
+    _switch: Switch,
+    /// What the task writes outside of the volume.
+    outside: PathBuf,
+}
+
+/// A record, as the task writes it: its node, its task, and its number.
+type Record = (String, String, u64);
+
+impl Swarm {
+    /// Three machines in a swarm, and the service's first record; `None` where something for it is missing (noted as a skip).
+    pub fn start() -> Option<Swarm> {
+        let programs = [
+            ("dockerd", "docker.io"),
+            ("containerd", "docker.io"),
+            ("docker", "docker-cli"),
+            ("busybox", "busybox-static"),
+            ("qemu-storage-daemon", "qemu-system-common"),
+            ("ip", "iproute2"),
+            ("iptables", "iptables"),
+            ("nsenter", "util-linux"),
+        ];
+        if let Some((program, package)) = programs.into_iter().find(|(program, _)| find(program).is_none()) {
+            skip(&format!("needs {program} (package {package})"));
+            return None;
+        }
+        let switch = Switch::new();
+        let ceph = Ceph::start_at(SWITCH, 1, Manager::None)?;
+        let folder = scratch();
+        let (conf, keyring) = (ceph.conf(), ceph.keyring());
+        let yaml = format!(
+            "volumes: {{ defaults: {{ size: 64MiB }} }}\n\
+             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: dunnage, pool: {POOL} }} }}\n\
+             endpoints: {{ docker: [ {{ name: pxd, driver: pxd }} ] }}\n",
+            conf.display(),
+            keyring.display()
+        );
+        let outside = folder.join("outside");
+        std::fs::create_dir_all(&outside).expect("folder");
+        let machine = |name: &'static str, number| Machine::new(name, number, folder.join(name), &yaml);
+        let mut swarm = Swarm { machines: [machine("a", 1), machine("b", 2), machine("c", 3)], ceph, _switch: switch, outside };
+        swarm.machines.iter_mut().for_each(Machine::boot);
+        let tar = image_tar(&folder, |_| {});
+        for machine in &swarm.machines {
+            machine.docker(&["import", &tar.display().to_string(), IMAGE]).ok();
+        }
+        swarm.join();
+        swarm.serve();
+        Some(swarm)
+    }
+
+    fn join(&self) {
+        let address = |machine: &Machine| (format!("--advertise-addr={}", machine.address()), format!("--listen-addr={}:2377", machine.address()));
+        let manager = &self.machines[MANAGER];
+        let (advertise, listen) = address(manager);
+        manager.docker(&["swarm", "init", &advertise, &listen, "--dispatcher-heartbeat=1s"]).ok();
+        let token = manager.docker(&["swarm", "join-token", "-q", "worker"]).ok();
+        for worker in &self.machines[..MANAGER] {
+            let (advertise, listen) = address(worker);
+            worker.docker(&["swarm", "join", "--token", &token, &advertise, &listen, &format!("{}:2377", manager.address())]).ok();
+        }
+        self.wait_until_ready();
+    }
+
+    /// Every machine that is on can be given a task with a volume of ours.
+    pub fn wait_until_ready(&self) {
+        let shown = "{{.Status.State}} {{.Spec.Availability}} {{range .Description.Engine.Plugins}}{{.Type}}={{.Name}} {{end}}";
+        for machine in &self.machines {
+            eventually("a node is ready, and its engine has said what plugins it has", FAILOVER, || {
+                let said = self.docker(&["node", "inspect", "--format", shown, machine.name]).out;
+                said.starts_with("ready active ") && said.contains("Volume=pxd ")
+            });
+        }
+    }
+
+    fn serve(&self) {
+        let volume = format!("--mount=type=volume,volume-driver=pxd,source={VOLUME},target=/data");
+        let outside = format!("--mount=type=bind,source={},target=/outside", self.outside.display());
+        let names = ["--env=NODE={{.Node.Hostname}}", "--env=TASK={{.Task.ID}}"];
+        let ends = ["--stop-signal=KILL", "--stop-grace-period=5s", "--restart-delay=1s"];
+        let flags = ["--detach", "--no-resolve-image", "--name", SERVICE, &volume, &outside];
+        self.docker(&[&["service", "create"], &flags[..], &names, &ends, &[IMAGE, "sh", "-c", WRITER]].concat()).ok();
+        self.wait_for("the first record", |owner| owner.is_some());
+    }
+
+    /// `docker ARGS` at the manager.
+    pub fn docker(&self, args: &[&str]) -> Ran {
+        self.machines[MANAGER].docker(args)
+    }
+
+    /// A machine by its name.
+    pub fn machine(&mut self, name: &str) -> &mut Machine {
+        self.machines.iter_mut().find(|machine| machine.name == name).expect("a machine")
+    }
+
+    /// What the operator sees of the cluster.
+    pub fn ceph(&self) -> &Ceph {
+        &self.ceph
+    }
+
+    /// Whether the swarm takes a machine for alive.
+    pub fn is_ready(&self, name: &str) -> bool {
+        self.docker(&["node", "inspect", "--format", "{{.Status.State}}", name]).out.trim() == "ready"
+    }
+
+    /// Its tasks go to other machines, and new ones, too.
+    pub fn drain(&self, name: &str) {
+        self.docker(&["node", "update", "--availability=drain", name]).ok();
+    }
+
+    /// It gets tasks again.
+    pub fn activate(&self, name: &str) {
+        self.docker(&["node", "update", "--availability=active", name]).ok();
+    }
+
+    /// What the service's tasks came to, as `docker service ps` shows it.
+    pub fn tasks(&self) -> String {
+        self.docker(&["service", "ps", "--no-trunc", "--format", "{{.Node}} {{.CurrentState}} {{.Error}}", SERVICE]).out
+    }
+
+    /// The machine that writes, which is not the one that speaks for the swarm: from there the service is moved first.
+    pub fn writer(&self) -> &'static str {
+        let manager = self.machines[MANAGER].name;
+        if self.owner().as_deref() == Some(manager) {
+            self.drain(manager);
+            self.wait_for("the service leaves the manager", |owner| owner.is_some_and(|owner| owner != manager));
+            self.activate(manager);
+        }
+        let owner = self.owner();
+        self.machines.iter().map(|machine| machine.name).find(|name| owner.as_deref() == Some(*name)).expect("somebody writes")
+    }
+
+    /// Who acknowledged last.
+    pub fn owner(&self) -> Option<String> {
+        self.outside("acknowledged").pop().map(|(node, _, _)| node)
+    }
+
+    /// Waits for a record by somebody who fits; gives the time that it took.
+    pub fn wait_for(&self, what: &str, fits: impl Fn(Option<&str>) -> bool) -> Duration {
+        let begun = Instant::now();
+        while !fits(self.owner().as_deref()) {
+            assert!(begun.elapsed() < FAILOVER, "not within {FAILOVER:?}: {what}; {}", self.tasks());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        begun.elapsed()
+    }
+
+    /// A machine goes on acknowledging.
+    pub fn goes_on(&self, name: &str) {
+        let count = || self.acknowledged_by(name);
+        let before = count();
+        eventually(&format!("{name} goes on writing"), FAILOVER, || count() > before + 3);
+    }
+
+    /// How many records a machine has acknowledged.
+    pub fn acknowledged_by(&self, name: &str) -> usize {
+        self.outside("acknowledged").iter().filter(|(node, _, _)| node == name).count()
+    }
+
+    /// How many records a machine could not write.
+    pub fn refused_by(&self, name: &str) -> usize {
+        self.outside("refused").iter().filter(|(node, _, _)| node == name).count()
+    }
+
+    fn outside(&self, file: &str) -> Vec<Record> {
+        records(&std::fs::read_to_string(self.outside.join(file)).unwrap_or_default())
+    }
+
+    /// The machines that have the volume mounted.
+    pub fn mounted_at(&self) -> Vec<&'static str> {
+        self.machines.iter().filter(|machine| !machine.mounts().is_empty()).map(|machine| machine.name).collect()
+    }
+
+    /// What has to be so whenever one machine writes and all others are well: it alone has the volume, every acknowledged record is
+    /// there, and nobody wrote after who came later.
+    #[track_caller]
+    pub fn check(&self, round: &str) {
+        let owner = self.owner().expect("somebody writes");
+        self.goes_on(&owner);
+        for machine in self.machines.iter().filter(|machine| machine.name != owner) {
+            let clean = format!("{round}: {} is clean: {:?}, {:?}", machine.name, machine.mounts(), machine.carriers());
+            eventually(&clean, FAILOVER, || machine.is_clean());
+        }
+        assert_eq!(self.mounted_at(), [owner.as_str()], "{round}: who has it mounted");
+        let acknowledged = self.outside("acknowledged");
+        let machine = self.machines.iter().find(|machine| machine.name == owner).expect("a machine");
+        let text = machine.sh(&format!("cat {}/log", machine.mounts()[0].display())).ok();
+        let there = records(&text);
+        let set: BTreeSet<&Record> = there.iter().collect();
+        assert_eq!(set.len(), there.len(), "{round}: a record is there twice");
+        let lost: Vec<_> = acknowledged.iter().filter(|record| !set.contains(record)).collect();
+        assert!(lost.is_empty(), "{round}: {} acknowledged records are lost: {lost:?}", lost.len());
+        let mut over = BTreeSet::new();
+        for pair in there.windows(2) {
+            let [(_, before, number), (_, after, next)] = pair else { continue };
+            if before == after {
+                assert!(number < next, "{round}: {pair:?}");
+            } else {
+                over.insert(before);
+                assert!(!over.contains(after), "{round}: somebody wrote after who came later: {pair:?}");
+            }
+        }
+        println!("{round}: all of {} acknowledged records are there, {} writes", acknowledged.len(), owner);
+    }
+
+    /// The end: the service goes, its volume with it, and nothing is left.
+    pub fn finish(mut self) {
+        self.docker(&["service", "rm", SERVICE]).ok();
+        for machine in &mut self.machines {
+            eventually("a machine has let go", FAILOVER, || machine.is_clean());
+            machine.shut_down();
+        }
+    }
+}
+
+/// Every line has to be a whole one.
+fn records(text: &str) -> Vec<Record> {
+    let record = |line: &str| {
+        let [node, task, number] = line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        Some((node.to_owned(), task.to_owned(), number.parse().ok()?))
+    };
+    text.lines().map(|line| record(line).unwrap_or_else(|| panic!("this is no record: {line:?}"))).collect()
+}
