@@ -89,8 +89,7 @@ if [ -f /etc/resolv.conf ]; then mount --bind "$2/resolv.conf" /etc/resolv.conf;
 mount --make-rshared /
 ip link set lo up
 echo "$pid"
-trap '' CHLD
-exec sleep infinity
+exec env --ignore-signal=CHLD sleep infinity
 "#;
 
 /// A machine.
@@ -162,7 +161,9 @@ impl Machine {
         self.write("boot_id", &format!("{}\n", uuid::Uuid::new_v4()));
         let mut outside = Command::new("unshare");
         outside.args(["--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--propagation", "private", "sh", "-ec", INIT, "sh"]);
-        let mut outside = outside.arg(self.name).arg(&self.folder).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("unshare");
+        let log = File::options().create(true).append(true).open(self.folder.join("init.log")).expect("log");
+        outside.arg(self.name).arg(&self.folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut outside = outside.spawn().expect("unshare");
         let first = first_line(&mut outside).parse().expect("the first process of a machine");
         self.boot = Some(Boot { outside, first, daemon: 0, containerd: 0, dockerd: 0 });
         ip(&format!("link add {} type veth peer name eth0 netns {first}", self.link()));
