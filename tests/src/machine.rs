@@ -98,6 +98,8 @@ pub struct Machine {
     pub name: &'static str,
     /// Its disk.
     pub folder: PathBuf,
+    /// The folder of its daemon beneath `/run`; no other machine's is called so.
+    run: String,
     number: u8,
     cgroup: String,
     boot: Option<Boot>,
@@ -116,8 +118,8 @@ impl Machine {
     /// A machine that is switched off, with an empty disk and a configuration of the daemon. The thread is in a switch's network.
     pub fn new(name: &'static str, number: u8, folder: PathBuf, yaml: &str) -> Machine {
         std::fs::create_dir_all(&folder).expect("folder");
-        let cgroup = cgroup_name(&folder);
-        let machine = Machine { name, folder, number, cgroup, boot: None };
+        let (run, cgroup) = (format!("/run/dunnage-{}", uuid::Uuid::new_v4().simple()), cgroup_name(&folder));
+        let machine = Machine { name, folder, run, number, cgroup, boot: None };
         // A name server that refuses at once: nothing here is to be looked up.
         for (file, text) in [("config.yml", yaml), ("resolv.conf", "nameserver 127.0.0.1\n"), ("daemon.json", "{}")] {
             machine.write(file, text);
@@ -125,7 +127,10 @@ impl Machine {
         let config = "version = 2\nstate = \"/run/containerd\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
                       [grpc]\naddress = \"/run/containerd.sock\"\n";
         let (root, opt) = (machine.path("containerd"), machine.path("opt"));
-        machine.write("containerd.toml", &format!("root = \"{root}\"\n{config}[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{opt}\"\n"));
+        machine.write(
+            "containerd.toml",
+            &format!("root = \"{root}\"\n{config}[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{opt}\"\n"),
+        );
         machine
     }
 
@@ -196,14 +201,9 @@ impl Machine {
         ran(self.enter().args(self.daemon_line(args)))
     }
 
-    /// The folder of its daemon beneath `/run`; no other machine's is called so.
-    fn run_dir(&self) -> String {
-        format!("/run/dunnage-{}", self.name)
-    }
-
     fn daemon_line(&self, args: &[&str]) -> Vec<String> {
-        let (program, config, state, run) = (binary().display().to_string(), self.path("config.yml"), self.path("state"), self.run_dir());
-        let places = ["--config", &config, "--state-dir", &state, "--run-dir", &run, "--node", self.name];
+        let (program, config, state) = (binary().display().to_string(), self.path("config.yml"), self.path("state"));
+        let places = ["--config", &config, "--state-dir", &state, "--run-dir", &self.run, "--node", self.name];
         [&[program.as_str()], &places[..], args].concat().into_iter().map(str::to_owned).collect()
     }
 
@@ -263,7 +263,9 @@ impl Machine {
         line.insert(0, "dockerd".to_owned());
         line.push(format!("--cgroup-parent=/{}", self.cgroup));
         line.extend(["--containerd=/run/containerd.sock", "--host=unix:///run/docker.sock", "--exec-root=/run/docker"].map(str::to_owned));
-        line.extend(["--exec-opt=native.cgroupdriver=cgroupfs", "--bridge=none", "--iptables=false", "--ip6tables=false"].map(str::to_owned));
+        line.extend(
+            ["--exec-opt=native.cgroupdriver=cgroupfs", "--bridge=none", "--iptables=false", "--ip6tables=false"].map(str::to_owned),
+        );
         line.extend(["--userland-proxy=false", "--log-level=warn"].map(str::to_owned));
         let pid = self.spawn("engine.log", &line);
         self.now_mut().dockerd = pid;
@@ -353,7 +355,7 @@ impl Machine {
 
     /// The processes that carry its devices.
     pub fn carriers(&self) -> Vec<u32> {
-        kernel::processes_with(&format!("{}/devices", self.run_dir()))
+        kernel::processes_with(&format!("{}/devices", self.run))
     }
 
     /// What is mounted of its volumes.
@@ -371,8 +373,8 @@ impl Machine {
     }
 
     fn loops(&self) -> Vec<String> {
-        // As the kernel names the file from here, its `/run` is not beneath anything.
-        let of_it = |backing: &String| backing.contains(&format!("dunnage-{}/devices", self.name));
+        // From here, the machine's `/run` is not beneath anything.
+        let of_it = |backing: &String| backing.contains(&self.run["/run".len()..]);
         let blocks = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
         blocks.filter_map(|block| std::fs::read_to_string(block.path().join("loop/backing_file")).ok()).filter(of_it).collect()
     }

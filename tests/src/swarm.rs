@@ -93,7 +93,8 @@ impl Swarm {
     }
 
     fn join(&self) {
-        let address = |machine: &Machine| (format!("--advertise-addr={}", machine.address()), format!("--listen-addr={}:2377", machine.address()));
+        let address =
+            |machine: &Machine| (format!("--advertise-addr={}", machine.address()), format!("--listen-addr={}:2377", machine.address()));
         let manager = &self.machines[MANAGER];
         let (advertise, listen) = address(manager);
         manager.docker(&["swarm", "init", &advertise, &listen, "--dispatcher-heartbeat=1s"]).ok();
