@@ -71,8 +71,9 @@ impl Swarm {
         let ceph = Ceph::start_at(SWITCH, 1, Manager::None)?;
         let folder = scratch();
         let (conf, keyring) = (ceph.conf(), ceph.keyring());
+        // A dockerd that was killed never unmounts what its containers had: the daemon is to see that itself.
         let yaml = format!(
-            "volumes: {{ defaults: {{ size: 64MiB }} }}\n\
+            "volumes: {{ defaults: {{ size: 64MiB }} }}\nholders: {{ reconcile: act, grace: 10s }}\n\
              drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: dunnage, pool: {POOL} }} }}\n\
              endpoints: {{ docker: [ {{ name: pxd, driver: pxd }} ] }}\n",
             conf.display(),
