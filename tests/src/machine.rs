@@ -298,12 +298,17 @@ impl Machine {
         ip(&format!("link set {} up", self.link()));
     }
 
-    /// It hears everything and is not heard.
+    /// It hears everything, and nobody hears it.
     pub fn silence(&self) {
         self.sh("iptables --append OUTPUT --out-interface eth0 --jump DROP").ok();
     }
 
-    /// It is heard again.
+    /// It hears everybody, and this one machine does not hear it.
+    pub fn silence_towards(&self, other: &Machine) {
+        self.sh(&format!("iptables --append OUTPUT --destination {} --jump DROP", other.address())).ok();
+    }
+
+    /// It is heard again by everybody.
     pub fn unsilence(&self) {
         self.sh("iptables --flush OUTPUT").ok();
     }

@@ -138,9 +138,15 @@ impl Swarm {
         self.machines.iter_mut().find(|machine| machine.name == name).expect("a machine")
     }
 
-    /// What the operator sees of the cluster.
-    pub fn ceph(&self) -> &Ceph {
-        &self.ceph
+    /// Cuts a machine off from the swarm, and from nothing else.
+    pub fn silence_towards_the_manager(&self, name: &str) {
+        let machine = self.machines.iter().find(|machine| machine.name == name).expect("a machine");
+        machine.silence_towards(&self.machines[MANAGER]);
+    }
+
+    /// Whether a client was ever cut off from the cluster.
+    pub fn fenced(&self) -> bool {
+        !self.ceph.pool().cluster().blocklisted().expect("a list").is_empty()
     }
 
     /// Whether the swarm takes a machine for alive.
@@ -227,33 +233,48 @@ impl Swarm {
             eventually(&clean, FAILOVER, || machine.is_clean());
         }
         assert_eq!(self.mounted_at(), [owner.as_str()], "{round}: who has it mounted");
+        // What comes after this need not be seen.
         let acknowledged = self.outside("acknowledged");
         let machine = self.machines.iter().find(|machine| machine.name == owner).expect("a machine");
-        let text = machine.sh(&format!("cat {}/log", machine.mounts()[0].display())).ok();
-        let there = records(&text);
-        let set: BTreeSet<&Record> = there.iter().collect();
-        assert_eq!(set.len(), there.len(), "{round}: a record is there twice");
-        let lost: Vec<_> = acknowledged.iter().filter(|record| !set.contains(record)).collect();
-        assert!(lost.is_empty(), "{round}: {} acknowledged records are lost: {lost:?}", lost.len());
-        let mut over = BTreeSet::new();
-        for pair in there.windows(2) {
-            let [(_, before, number), (_, after, next)] = pair else { continue };
-            if before == after {
-                assert!(number < next, "{round}: {pair:?}");
-            } else {
-                over.insert(before);
-                assert!(!over.contains(after), "{round}: somebody wrote after who came later: {pair:?}");
-            }
-        }
-        println!("{round}: all of {} acknowledged records are there, {} writes", acknowledged.len(), owner);
+        let there = records(&machine.sh(&format!("cat {}/log", machine.mounts()[0].display())).ok());
+        judge(round, &acknowledged, &there);
+        println!("{round}: all of {} acknowledged records are there, {owner} writes", acknowledged.len());
     }
 
-    /// The end: the service goes, its volume with it, and nothing is left.
+    /// The end: the service goes, and everybody has let go. Now that nothing of the volume is in anybody's memory it is read again.
     pub fn finish(mut self) {
         self.docker(&["service", "rm", SERVICE]).ok();
-        for machine in &mut self.machines {
+        for machine in &self.machines {
             eventually("a machine has let go", FAILOVER, || machine.is_clean());
-            machine.shut_down();
+        }
+        let machine = &self.machines[0];
+        let device = machine.dunnage(&["volume", "attach", VOLUME]).ok();
+        let found = machine.sh(&format!("e2fsck -fn {device} 2>&1"));
+        machine.dunnage(&["volume", "detach", VOLUME]).ok();
+        assert_eq!(found.code, 0, "the filesystem is damaged: {}", found.out);
+        let path = machine.dunnage(&["volume", "mount", VOLUME]).ok();
+        let there = records(&machine.sh(&format!("cat {path}/log")).ok());
+        machine.dunnage(&["volume", "unmount", VOLUME]).ok();
+        judge("at the end", &self.outside("acknowledged"), &there);
+        self.machines.iter_mut().for_each(Machine::shut_down);
+    }
+}
+
+/// Every acknowledged record is there, once, and in order; nobody wrote after who came later.
+#[track_caller]
+fn judge(round: &str, acknowledged: &[Record], there: &[Record]) {
+    let set: BTreeSet<&Record> = there.iter().collect();
+    assert_eq!(set.len(), there.len(), "{round}: a record is there twice");
+    let lost: Vec<_> = acknowledged.iter().filter(|record| !set.contains(record)).collect();
+    assert!(lost.is_empty(), "{round}: {} acknowledged records are lost: {lost:?}", lost.len());
+    let mut over = BTreeSet::new();
+    for pair in there.windows(2) {
+        let [(_, before, number), (_, after, next)] = pair else { continue };
+        if before == after {
+            assert!(number < next, "{round}: {pair:?}");
+        } else {
+            over.insert(before);
+            assert!(!over.contains(after), "{round}: somebody wrote after who came later: {pair:?}");
         }
     }
 }

@@ -56,6 +56,7 @@ const PACKAGES: &[Package] = &[
     package("mount", &[2, 3, 4], Here::Command("losetup"), "mount, umount and losetup"),
     package("procps", &[2, 3, 4], Here::Command("ps"), "looks at the daemons that the tests start"),
     package("iproute2", &[2, 3, 4], Here::Command("ip"), "networks between nodes"),
+    package("iptables", &[3, 4], Here::Command("iptables"), "nodes that hear and are not heard"),
     package("bash", &[2, 3], Here::Command("bash"), "runs the completion script"),
     package(
         "bash-completion",
