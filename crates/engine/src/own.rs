@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dunnage_driver::Share;
-use dunnage_model::{Client, DriverName, Error, NodeId, Owner, OwnerRecord, Preempt, Result, VolumeId};
+use dunnage_model::{Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, Preempt, Result, VolumeId};
 
 use crate::engine::Engine;
 use crate::lane::{Job, Lane, lock};
@@ -147,25 +147,14 @@ impl Owning<'_> {
 
     /// Makes the volume this node's.
     pub async fn own(&self) -> Result<()> {
-        let driver = &self.volume.driver;
-        let good = |engine: &Engine| engine.seen(driver, |seen| seen.lease_since(engine.uptime())).is_some();
-        if !good(self.engine) {
-            // Whoever cannot say that it lives could not be told from a dead node.
-            self.engine.give_sign(driver).await?;
-        }
         let (mut claim, until) = (self.claim().await?, self.engine.uptime() + PATIENCE);
+        self.be_seen(claim.impatient, until).await?;
         loop {
             match ownership::next(&claim) {
                 Move::Done => return Ok(()),
                 Move::Refuse(error) => return Err(error),
-                Move::Wait if self.job.is_cancelled() => {
-                    return Err(Error::unavailable("the daemon is stopping", "ask again when it runs"));
-                }
-                Move::Wait if !matches!(self.job.goal, Goal::Create { .. }) && lock(&self.lane.state).entry.holders.is_empty() => {
-                    return Err(Error::unavailable("whoever asked for it has gone while another node had it", "ask again"));
-                }
                 Move::Wait => {
-                    tokio::time::sleep(LOOK).await;
+                    self.wait().await?;
                     claim.forget();
                     claim.impatient |= self.engine.uptime() >= until;
                 }
@@ -183,6 +172,31 @@ impl Owning<'_> {
                 step => self.make(&mut claim, step).await?,
             }
         }
+    }
+
+    /// Sees to it that others can see us live: whoever cannot say so could not be told from a dead node. An earlier run of this
+    /// very node may be seen yet, for a while after its end.
+    async fn be_seen(&self, impatient: bool, until: Duration) -> Result<()> {
+        let (engine, driver) = (self.engine, &self.volume.driver);
+        while engine.seen(driver, |seen| seen.lease_since(engine.uptime())).is_none() {
+            match engine.give_sign(driver).await {
+                Err(e) if matches!(e.kind, Kind::InUse { .. }) && !impatient && engine.uptime() < until => self.wait().await?,
+                outcome => return outcome,
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for a moment, if somebody still wants that.
+    async fn wait(&self) -> Result<()> {
+        if self.job.is_cancelled() {
+            return Err(Error::unavailable("the daemon is stopping", "ask again when it runs"));
+        }
+        if !matches!(self.job.goal, Goal::Create { .. }) && lock(&self.lane.state).entry.holders.is_empty() {
+            return Err(Error::unavailable("whoever asked for it has gone while another node had it", "ask again"));
+        }
+        tokio::time::sleep(LOOK).await;
+        Ok(())
     }
 
     /// Gives the volume up. `closed` are the clients of this node that have ended in order.

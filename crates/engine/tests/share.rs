@@ -456,9 +456,30 @@ async fn law_6_two_machines_under_one_name_do_not_both_attach() {
     cluster.platform.lock().expect("platform").signs.get_mut(&"a".parse().expect("name")).expect("a sign").boot =
         dunnage_model::BootId("of another machine".to_owned());
     a.machine.clock.advance(30);
-    let error = mount(&a.engine, "pg", &docker("c1")).await.err().expect("refused").to_string();
+    let waiting = tokio::spawn(mount(&a.engine, "pg", &docker("c1")));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    a.machine.clock.advance(48);
+    let error = waiting.await.expect("no panic").err().expect("refused").to_string();
     assert!(error.contains("another machine runs under this node's name"), "{error}");
     a.machine.assert_clean("after the refusal");
+}
+
+#[tokio::test]
+async fn law_6_an_earlier_run_of_this_node_is_waited_for_until_the_platform_sees_it_no_more() {
+    let cluster = Cluster::new();
+    let a = cluster.node("a").await;
+    create(&a.engine, "pg").await.expect("created");
+    let sign = |change: &dyn Fn(&mut Sign)| {
+        change(cluster.platform.lock().expect("platform").signs.get_mut(&"a".parse().expect("name")).expect("a sign"))
+    };
+    sign(&|sign| sign.boot = dunnage_model::BootId("before this one".to_owned()));
+    a.machine.clock.advance(30);
+    let waiting = tokio::spawn(mount(&a.engine, "pg", &docker("c1")));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished() && !a.mounted());
+    sign(&|sign| sign.watched = false);
+    waiting.await.expect("no panic").expect("mounted").claim.delivered();
+    assert!(a.mounted());
 }
 
 #[tokio::test]
