@@ -347,13 +347,17 @@ impl Machine {
     }
 
     fn switch_off(&mut self) {
+        let loops = self.loops();
         let Some(Boot { mut outside, first, .. }) = self.boot.take() else { return };
         if let Some(first) = i32::try_from(first).ok().and_then(Pid::from_raw) {
             let _ = kill_process(first, Signal::KILL);
         }
         let _ = outside.wait();
-        let is_gone = || processes_in(&self.cgroup).is_empty() && self.carriers().is_empty() && self.loops().is_empty();
-        eventually("all that ran in a machine is gone, and its devices", BOUND, is_gone);
+        eventually("all that ran in a machine is gone", BOUND, || processes_in(&self.cgroup).is_empty() && self.carriers().is_empty());
+        // The kernel has these for all machines, and goes on when one ends. Their files have no path any more.
+        for device in loops.into_iter().filter(|device| backing(device).is_some_and(|file| file == "/")) {
+            let _ = Command::new("losetup").arg("--detach").arg(device).status();
+        }
         let _ = Command::new("ip").args(["link", "delete", &self.link()]).stderr(Stdio::null()).status();
         remove_cgroups(&self.cgroup);
     }
@@ -377,12 +381,17 @@ impl Machine {
         self.mounts().is_empty() && self.carriers().is_empty() && self.loops().is_empty()
     }
 
-    fn loops(&self) -> Vec<String> {
-        // From here, the machine's `/run` is not beneath anything.
-        let of_it = |backing: &String| backing.contains(&self.run["/run".len()..]);
-        let blocks = std::fs::read_dir("/sys/block").expect("/sys/block").flatten();
-        blocks.filter_map(|block| std::fs::read_to_string(block.path().join("loop/backing_file")).ok()).filter(of_it).collect()
+    /// The loop devices on its carriers' files.
+    fn loops(&self) -> Vec<PathBuf> {
+        let devices = std::fs::read_dir("/sys/block").expect("/sys/block").flatten().map(|block| Path::new("/dev").join(block.file_name()));
+        devices.filter(|device| backing(device).is_some_and(|file| file.contains(&self.run))).collect()
     }
+}
+
+/// The file of a loop device, if it has one.
+fn backing(device: &Path) -> Option<String> {
+    let block = Path::new("/sys/block").join(device.file_name()?);
+    std::fs::read_to_string(block.join("loop/backing_file")).ok().map(|file| file.trim_end().to_owned())
 }
 
 impl Drop for Machine {
