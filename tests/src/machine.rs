@@ -354,8 +354,9 @@ impl Machine {
         }
         let _ = outside.wait();
         eventually("all that ran in a machine is gone", BOUND, || processes_in(&self.cgroup).is_empty() && self.carriers().is_empty());
-        // The kernel has these for all machines, and goes on when one ends. Their files have no path any more.
-        for device in loops.into_iter().filter(|device| backing(device).is_some_and(|file| file == "/")) {
+        // The kernel has these for all machines, and goes on when one ends. Their files have no path any more, or will have none soon.
+        let is_dead = |device: &PathBuf| backing(device).is_some_and(|file| file == "/" || file.contains(&self.run));
+        for device in loops.into_iter().filter(is_dead) {
             let _ = Command::new("losetup").arg("--detach").arg(device).status();
         }
         let _ = Command::new("ip").args(["link", "delete", &self.link()]).stderr(Stdio::null()).status();
