@@ -401,10 +401,12 @@ impl Node {
     /// Takes down what the kernel has of this node.
     fn let_go(&self) {
         self.carriers().into_iter().for_each(kernel::kill);
+        // Looked for first: a file on a filesystem that is not mounted any more has no path.
+        let devices = kernel::loops_beneath(&self.folder);
         for mount in kernel::mounts_beneath(&self.folder).into_iter().rev() {
             let _ = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::DETACH);
         }
-        for device in kernel::loops_beneath(&self.folder) {
+        for device in devices {
             let _ = Command::new("losetup").arg("-d").arg(device).status();
         }
     }
