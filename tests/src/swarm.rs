@@ -69,6 +69,10 @@ impl Swarm {
         }
         let switch = Switch::new();
         let ceph = Ceph::start_at(SWITCH, 1, Manager::None)?;
+        // By itself, librbd cuts off whoever had the lock of an image that it takes, for an hour. Here only the daemon cuts off.
+        let mut settings = std::fs::read_to_string(ceph.conf()).expect("ceph.conf");
+        settings.push_str("\n[client]\nrbd blocklist on break lock = false\n");
+        std::fs::write(ceph.conf(), settings).expect("ceph.conf");
         let folder = scratch();
         let (conf, keyring) = (ceph.conf(), ceph.keyring());
         // A dockerd that was killed never unmounts what its containers had: the daemon is to see that itself.
