@@ -236,6 +236,8 @@ impl World {
             Step::Attach => {
                 assert!(!self.shared || self.ours, "attached while it is another's: {:?}", self.words());
                 let found = self.attached.is_some();
+                let create = matches!(goal, Goal::Create { .. });
+                assert!(!found || !create, "a device of an earlier volume was taken for the new one's: {:?}", self.words());
                 let number = *self.attached.get_or_insert(OURS);
                 facts.attached = Some(Attached { path: "/dev/loop3".into(), number, found });
             }
