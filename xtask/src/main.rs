@@ -1,4 +1,4 @@
-//! What a developer runs: `cargo xtask test`, `ci`, `dist`, `mutate-laws`, `bench`.
+//! What a developer runs: `cargo xtask test`, `ci`, `dist`, `mutate-laws`, `bench`, `rounds`.
 //!
 //! This package knows the project only from the outside, by what cargo says of it and by its files: it depends on none
 //! of the other crates, so that it builds in seconds and still works when they do not.
@@ -15,6 +15,7 @@ mod libtest;
 mod limits;
 mod mutation;
 mod packages;
+mod rounds;
 mod sandbox;
 mod shell;
 mod tiers;
@@ -46,6 +47,8 @@ enum Task {
     MutateLaws(laws::Options),
     /// Measure, as JSON and as a table
     Bench(bench::Options),
+    /// Run every failure of a swarm's machine many times over
+    Rounds(rounds::Options),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Dist => dist::run(),
         Task::MutateLaws(options) => laws::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Rounds(options) => rounds::run(&options),
     };
     match done {
         Ok(Verdict::Passed) => ExitCode::SUCCESS,

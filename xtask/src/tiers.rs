@@ -18,7 +18,7 @@ use crate::totals::Book;
 use crate::workspace::{Kind, Profile, Programs, TESTS_PACKAGE, TestExecutable, Workspace};
 
 /// How many tests of an executable run at once, where it is not the tier's number.
-const THREADS: &[(&str, u32)] = &[];
+const THREADS: &[(&str, u32)] = &[("tier3_ceph_crashes", 2), ("tier3_ceph_volumes", 2), ("tier3_swarm", 3)];
 
 #[derive(Args, Default)]
 pub struct Options {
