@@ -218,9 +218,18 @@ struct Pools {
 impl Pools {
     /// A pool without a helper yet.
     fn begin(&self) -> Result<Arc<Helpers>> {
-        let pool = Arc::new(Helpers::new(PathBuf::from("/proc/self/exe"), self.brood.share()?));
+        Ok(self.has(Helpers::new(PathBuf::from("/proc/self/exe"), self.brood.share()?)))
+    }
+
+    /// The same for helpers with a connection each, which takes 33 MB.
+    fn begin_large(&self) -> Result<Arc<Helpers>> {
+        Ok(self.has(Helpers::new(PathBuf::from("/proc/self/exe"), self.brood.share()?).keeping_one()))
+    }
+
+    fn has(&self, pool: Helpers) -> Arc<Helpers> {
+        let pool = Arc::new(pool);
         lock(&self.all).push(pool.clone());
-        Ok(pool)
+        pool
     }
 
     fn trim(&self) {
@@ -373,7 +382,7 @@ fn ceph_driver(places: &Places, name: &DriverName, ceph: &CephConfig, host: &Hos
         me: me.clone(),
         folder: places.run_dir.join("devices").join(name.as_str()),
     };
-    Ok(Ceph::new(settings, host.clone(), pools.begin()?, pools.begin()?))
+    Ok(Ceph::new(settings, host.clone(), pools.begin_large()?, pools.begin_large()?))
 }
 
 fn local_driver(name: &DriverName, local: &LocalConfig, host: &Host) -> Local {

@@ -30,7 +30,7 @@ use crate::orphans::Brood;
 /// The name that our binary is called by when it is to be a helper.
 pub const HELPER_NAME: &str = "dunnage-helper";
 
-/// How many idle helpers are kept for good. More are started when more calls run at once; see [`Helpers::trim`].
+/// How many idle helpers are usually kept for good. More are started when more calls run at once; see [`Helpers::trim`].
 const KEPT_IDLE: usize = 4;
 /// How many are kept for a while.
 const MOST_IDLE: usize = 64;
@@ -166,6 +166,8 @@ impl Helper {
 pub struct Helpers {
     binary: PathBuf,
     brood: Brood,
+    /// How many idle ones are kept for good.
+    kept: usize,
     idle: Mutex<Idle>,
 }
 
@@ -181,7 +183,13 @@ impl Helpers {
     /// A pool of helpers that run `binary` (in the daemon: `/proc/self/exe`, which stays ours through an upgrade).
     /// They are known by `brood` when they outlive us.
     pub fn new(binary: PathBuf, brood: Brood) -> Self {
-        Helpers { binary, brood, idle: Mutex::default() }
+        Helpers { binary, brood, kept: KEPT_IDLE, idle: Mutex::default() }
+    }
+
+    /// The same, of which one is kept when there is nothing to do: for helpers that grow large by what they do.
+    #[must_use]
+    pub fn keeping_one(self) -> Self {
+        Helpers { kept: 1, ..self }
     }
 
     /// Starts `count` helpers ahead of need.
@@ -196,7 +204,7 @@ impl Helpers {
     /// Lets those go that have had nothing to do since the last call of this, but a few.
     pub fn trim(&self) {
         let mut idle = self.lock();
-        let surplus = idle.fewest.min(idle.helpers.len().saturating_sub(KEPT_IDLE));
+        let surplus = idle.fewest.min(idle.helpers.len().saturating_sub(self.kept));
         idle.helpers.drain(..surplus);
         idle.fewest = idle.helpers.len();
     }
