@@ -481,12 +481,12 @@ fn undo_stage(f: &Facts, error: Error) -> Step {
 }
 
 fn is_detached(f: &Facts) -> bool {
-    matches!(f.detached, Some(Detached::Done | Detached::NotThere))
+    matches!(f.detached, Some(Detached::Done | Detached::Killed | Detached::NotThere))
 }
 
 /// Other nodes wait for it, or will: this run, or an earlier one whose device it has detached, may have made it this node's.
 pub(crate) fn must_give_up(f: &Facts) -> bool {
-    f.shared && (f.own_tried || f.detached == Some(Detached::Done)) && !f.given_up
+    f.shared && (f.own_tried || matches!(f.detached, Some(Detached::Done | Detached::Killed))) && !f.given_up
 }
 
 fn foreign_mount(device: DeviceNumber) -> Error {

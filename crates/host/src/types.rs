@@ -219,6 +219,8 @@ pub struct LoopDevice {
 pub enum Detached {
     /// It is free now.
     Done,
+    /// It is free now, and what carried it had to be killed: what that had sent may be on its way.
+    Killed,
     /// It was free.
     NotThere,
     /// A filesystem lives on it in some namespace, or somebody has it open: it stays.

@@ -63,7 +63,8 @@ fn by_hand(ceph: &Ceph, folder: &Path) -> Duration {
     sh(&format!("mount -t ext4 -o nosuid,nodev {device} {}/mounted", folder.display()));
     let elapsed = begun.elapsed();
     let carrier = sh(&format!("cat {}", pid.display()));
-    sh(&format!("umount {}/mounted; losetup -d {device}; kill {carrier}", folder.display()));
+    // One that is told to end right after its loop was detached now and then does not.
+    sh(&format!("umount {}/mounted; losetup -d {device}; sleep 0.2; kill {carrier}", folder.display()));
     eventually("it has ended", BOUND, || kernel::processes_with(&file.display().to_string()).is_empty());
     elapsed
 }

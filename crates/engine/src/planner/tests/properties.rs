@@ -52,7 +52,7 @@ mod any {
 
     pub fn facts() -> impl Strategy<Value = Facts> {
         use prop::option::of;
-        let detached = prop_oneof![Just(Detached::Done), Just(Detached::NotThere), Just(Detached::Lingering)];
+        let detached = prop_oneof![Just(Detached::Done), Just(Detached::Killed), Just(Detached::NotThere), Just(Detached::Lingering)];
         let removed = prop_oneof![Just(RemoveAction::Removed), Just(RemoveAction::NotThere)];
         let device = (0..2_usize, of(Just(OURS)), any::<bool>());
         let ledger = (0..3_usize, device, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
