@@ -300,9 +300,10 @@ impl Work<'_> {
 
     fn owning(&self, facts: &Facts) -> Result<Owning<'_>> {
         let share = self.driver.share().ok_or_else(|| Error::internal("a volume that no other node can have was to be owned"))?;
-        let known = || self.engine.known(self.volume).map(|info| info.endpoint.clone());
-        let endpoint = facts.volume.iter().flatten().next().map(|info| info.endpoint.clone()).or_else(known);
-        let policy = endpoint.and_then(|endpoint| self.engine.0.settings.preempt.get(&endpoint).copied()).unwrap_or_default();
+        let known = self.engine.known(self.volume);
+        let info = facts.volume.iter().flatten().next().or(known.as_deref());
+        let usual = |info: &VolumeInfo| self.engine.0.settings.preempt.get(&info.endpoint).copied();
+        let policy = info.and_then(|info| info.spec.preempt.or_else(|| usual(info))).unwrap_or_default();
         Ok(Owning { engine: self.engine, share, volume: self.volume, lane: self.lane, job: self.job, policy })
     }
 

@@ -62,6 +62,7 @@ const KEYS: &[KnownKey] = &[
     key("mode", &[], Acted),
     key("thick", &[], Acted),
     key("repl", &["ha_level"], Acted),
+    key("preempt", &[], Acted),
     key("ro", &["readonly"], Acted),
     key("labels", &["label"], Acted),
     key("mountOptions", &["mount_options"], Acted),
@@ -82,7 +83,6 @@ const KEYS: &[KnownKey] = &[
     key("fs_format_options", &[], Guarantee(NONE)),
     key("ephemeral", &[], Guarantee(NO)),
     key("compressed", &["dedupe"], Guarantee(NO)),
-    key("preempt", &[], Guarantee(NONE)),
     key("export", &["export_options", "sharedv4_mount_options", "sharedv4_svc_type"], Guarantee(NONE)),
     key("proxy_endpoint", &["proxy_nfs_subpath", "proxy_nfs_exportpath", "proxy_s3_bucket"], Guarantee(NONE)),
     key("winshare", &[], Guarantee(NO)),
@@ -241,6 +241,7 @@ fn act(spec: &mut PartialSpec, key: &str, value: &str) -> Result<()> {
         "mode" => spec.mode = Some(value.parse()?),
         "mountOptions" => spec.mount_options = Some(value.parse()?),
         "rootPath" => spec.root_path = Some(value.parse()?),
+        "preempt" => spec.preempt = Some(value.parse()?),
         "repl" => spec.repl = Some(copies(key, value)?),
         "thick" => spec.thick = Some(truth(key, value)?),
         "ro" => spec.access = Some(if truth(key, value)? { Access::ManyReaders } else { Access::SingleWriter }),
@@ -295,7 +296,7 @@ fn labels(into: &mut BTreeMap<String, String>, value: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, FsKind};
+    use crate::{Bytes, FsKind, Preempt};
 
     fn parse(options: &[(&str, &str)]) -> Result<ParsedOptions> {
         parse_options(options.iter().copied(), HintPolicy::Refuse, "local")
@@ -328,6 +329,16 @@ mod tests {
     fn a_secret_never_stands_in_a_message() {
         let message = parse(&[("passphrase", "hunter2")]).expect_err("no encryption here").to_string();
         assert!(message.contains("passphrase") && !message.contains("hunter2"), "{message}");
+    }
+
+    #[test]
+    fn preempt_is_one_of_three_words_or_what_rex_ray_s_users_write() {
+        let preempt = |value| parse(&[("preempt", value)]).map(|parsed| parsed.spec.preempt);
+        assert_eq!(preempt("always"), Ok(Some(Preempt::Always)));
+        assert_eq!(preempt("True"), Ok(Some(Preempt::IfDead)));
+        assert_eq!(preempt("false"), Ok(Some(Preempt::Never)));
+        let message = preempt("sometimes").expect_err("no such word").to_string();
+        assert!(message.starts_with("invalid_argument{preempt}") && message.contains("if-dead"), "{message}");
     }
 
     #[test]

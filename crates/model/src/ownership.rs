@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{BootId, Error, Kind, NodeId, Result};
 
 /// Whether a volume that another node has is taken from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Preempt {
     /// Never.
     Never,
@@ -23,6 +25,23 @@ impl Preempt {
     /// As it is written.
     pub const WORDS: &'static [(&'static str, Preempt)] =
         &[("never", Preempt::Never), ("if-dead", Preempt::IfDead), ("always", Preempt::Always)];
+}
+
+impl FromStr for Preempt {
+    type Err = Error;
+    /// Also REX-Ray's `true`, which never took anything from a node that lives, and `false`.
+    fn from_str(text: &str) -> Result<Self> {
+        let known = Self::WORDS.iter().find(|(word, _)| word.eq_ignore_ascii_case(text)).map(|(_, policy)| *policy);
+        match (known, text.to_ascii_lowercase().as_str()) {
+            (Some(policy), _) => Ok(policy),
+            (None, "true" | "yes" | "on" | "1") => Ok(Preempt::IfDead),
+            (None, "false" | "no" | "off" | "0") => Ok(Preempt::Never),
+            _ => {
+                let next = "use preempt=never, preempt=if-dead or preempt=always";
+                Err(Error::invalid("preempt", format!("preempt={text:?} is not known"), next))
+            }
+        }
+    }
 }
 
 impl fmt::Display for Preempt {

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Bytes, EndpointName, Error, MountOptions, Result, VolumeId};
+use crate::{Access, Bytes, EndpointName, Error, MountOptions, Preempt, Result, VolumeId};
 
 /// The filesystems that a volume may be asked to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -192,6 +192,9 @@ pub struct VolumeSpec {
     /// How many copies the platform keeps of it; what is usual there when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repl: Option<u32>,
+    /// Whether it is taken from another node; what is usual at its endpoint when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preempt: Option<Preempt>,
     /// Who may write.
     #[serde(default)]
     pub access: Access,
@@ -227,6 +230,7 @@ pub struct PartialSpec {
     pub mode: Option<Mode>,
     pub thick: Option<bool>,
     pub repl: Option<u32>,
+    pub preempt: Option<Preempt>,
     pub access: Option<Access>,
     pub root_path: Option<RootPath>,
     pub mount_options: Option<MountOptions>,
@@ -249,6 +253,7 @@ impl PartialSpec {
             mode: self.mode.or(lower.mode),
             thick: self.thick.or(lower.thick),
             repl: self.repl.or(lower.repl),
+            preempt: self.preempt.or(lower.preempt),
             access: self.access.or(lower.access),
             root_path: self.root_path.or_else(|| lower.root_path.clone()),
             mount_options: self.mount_options.or_else(|| lower.mount_options.clone()),
@@ -293,6 +298,7 @@ impl PartialSpec {
             mode: self.mode,
             thick: self.thick.unwrap_or(false),
             repl: self.repl,
+            preempt: self.preempt,
             access: self.access.unwrap_or_default(),
             root_path: self.root_path.filter(|path| !path.is_root()),
             mount_options: self.mount_options.unwrap_or_default(),
@@ -303,7 +309,7 @@ impl PartialSpec {
 
     /// What of this, asked explicitly, an existing volume does not have: `size (asked 2GiB, is 1GiB)`.
     ///
-    /// Owner, mode, labels and the folder for holders are set at create and then the user's; they are not compared.
+    /// Owner, mode, labels, preempt and the folder for holders are set at create and then the user's; they are not compared.
     pub fn differences(&self, existing: &VolumeSpec) -> Vec<String> {
         let mut differs = Vec::new();
         // What a folder cannot have was never promised.

@@ -182,7 +182,7 @@ fn place(volumes: &Volumes) -> String {
 
 /// What a layer says, as options and their YAML values.
 fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
-    let PartialSpec { size, fs, uid, gid, mode, thick, repl, access, root_path, mount_options, labels, hints } = spec;
+    let PartialSpec { size, fs, uid, gid, mode, thick, repl, preempt, access, root_path, mount_options, labels, hints } = spec;
     let mut pairs: Vec<(&str, Option<String>)> = vec![
         ("size", size.map(exact)),
         ("fs", fs.map(|fs| fs.to_string())),
@@ -191,6 +191,7 @@ fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
         // In quotes: to us 0755 is octal anyway, to other readers of YAML it is seven hundred and fifty-five.
         ("mode", mode.map(|mode| format!("\"{mode}\""))),
         ("repl", repl.map(|repl| repl.to_string())),
+        ("preempt", preempt.map(|preempt| preempt.to_string())),
         ("thick", thick.map(|thick| thick.to_string())),
         ("rootPath", root_path.as_ref().map(|path| scalar(&path.to_string()))),
         ("mountOptions", mount_options.as_ref().map(|options| scalar(&options.to_string()))),
