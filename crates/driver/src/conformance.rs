@@ -10,7 +10,7 @@ use dunnage_model::{Error, Owner, PartialSpec, RemoveAction, Result, VolumeName,
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::{Driver, NewVolume, Provision};
+use crate::{Allocated, Driver, NewVolume, Provision};
 
 /// A driver on an empty platform, and the host beneath it.
 pub struct Bench<'a> {
@@ -77,15 +77,13 @@ impl Bench<'_> {
         let new = self.new_volume(name)?;
         let provision = self.provision()?;
         provision.record(&new).await?;
-        let allocated = provision.allocate(&new.name).await?;
-        let attached = if allocated.is_none() { Some(self.driver.attach(&new.name).await?) } else { None };
-        let path = allocated.or(attached.as_ref().map(|attached| attached.path.clone())).unwrap_or_default();
+        let Allocated { path, attached } = provision.allocate(&new.name).await?;
         let uuid = Uuid::from_u128(7);
         provision.formatting(&new.name, uuid).await?;
         let request = FormatRequest::plain(path, new.spec.fs, uuid);
         self.host.filesystems.format(&request).await?;
-        if let Some(attached) = attached {
-            let detached = self.driver.detach(&new.name, Some(attached.number)).await?;
+        if attached {
+            let detached = self.driver.detach(&new.name, None).await?;
             expect(detached == Detached::Done, format!("its new device is {detached:?}"))?;
         }
         provision.publish(&new.name).await?;
@@ -177,7 +175,9 @@ async fn recovery_undoes_a_half_made_volume_and_leaves_a_finished_one(bench: &Be
     let whole = bench.make("whole").await?;
     let half = bench.new_volume("half")?;
     bench.provision()?.record(&half).await?;
-    bench.provision()?.allocate(&half.name).await?;
+    if bench.provision()?.allocate(&half.name).await?.attached {
+        bench.driver.detach(&half.name, None).await?;
+    }
     bench.provision()?.recover(&half.name).await?;
     bench.provision()?.recover(&whole).await?;
     expect(bench.driver.inspect(&half.name).await?.is_none(), "the half-made one is there still")?;

@@ -77,6 +77,15 @@ pub struct NewVolume {
     pub maker: Option<Owner>,
 }
 
+/// The new storage of a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allocated {
+    /// Where it can be proven blank, and formatted: a file.
+    pub path: PathBuf,
+    /// It had to be attached for that, and is to be detached before the volume is published.
+    pub attached: bool,
+}
+
 /// What a driver's store says of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capacity {
@@ -216,8 +225,8 @@ pub trait Provision: Send + Sync {
     /// Writes down that the volume is wanted. Refuses when the platform has no room.
     async fn record(&self, new: &NewVolume) -> Result<()>;
 
-    /// Makes its storage, blank, under a temporary name, and says where. `None`: it is attached like any other volume.
-    async fn allocate(&self, name: &VolumeName) -> Result<Option<PathBuf>>;
+    /// Makes its storage, blank, under a temporary name, and says where.
+    async fn allocate(&self, name: &VolumeName) -> Result<Allocated>;
 
     /// Writes down that its storage, proven blank, is about to be formatted.
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()>;

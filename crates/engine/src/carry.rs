@@ -124,17 +124,17 @@ impl Work<'_> {
                 facts.recorded = true;
             }
             Step::Allocate => {
-                self.path = self.provision()?.allocate(name).await?;
-                facts.unattached = self.path.is_none();
-                facts.allocated = true;
+                let allocated = self.provision()?.allocate(name).await?;
+                self.path = Some(allocated.path);
+                (facts.allocated, facts.attached_new) = (true, allocated.attached);
             }
-            Step::ProbeNew => facts.probed_new = Some(host.filesystems.probe(&self.new_storage(facts)?).await?),
+            Step::ProbeNew => facts.probed_new = Some(host.filesystems.probe(self.new_storage()?).await?),
             Step::Formatting => {
                 self.provision()?.formatting(name, self.uuid).await?;
                 facts.formatting = true;
             }
             Step::Format => {
-                host.filesystems.format(&self.format_request(facts)?).await?;
+                host.filesystems.format(&self.format_request()?).await?;
                 facts.formatted = true;
             }
             Step::Publish => {
@@ -321,15 +321,14 @@ impl Work<'_> {
         })
     }
 
-    fn new_storage(&self, facts: &Facts) -> Result<std::path::PathBuf> {
-        let attached = || facts.attached.as_ref().map(|attached| attached.path.clone());
-        self.path.clone().or_else(attached).ok_or_else(|| Error::internal("there is no new storage"))
+    fn new_storage(&self) -> Result<&std::path::Path> {
+        self.path.as_deref().ok_or_else(|| Error::internal("there is no new storage"))
     }
 
-    fn format_request(&self, facts: &Facts) -> Result<FormatRequest> {
+    fn format_request(&self) -> Result<FormatRequest> {
         let Goal::Create { spec, .. } = &self.job.goal else { return Err(Error::internal("nothing is to be formatted")) };
         Ok(FormatRequest {
-            path: self.new_storage(facts)?,
+            path: self.new_storage()?.to_owned(),
             fs: spec.fs,
             uuid: self.uuid,
             uid: spec.uid.unwrap_or(0),

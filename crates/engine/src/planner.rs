@@ -224,8 +224,8 @@ pub struct Facts {
     pub provision_tried: bool,
     pub recorded: bool,
     pub allocated: bool,
-    /// Its new storage has to be attached before anything can be done to it.
-    pub unattached: bool,
+    /// Its new storage is attached.
+    pub attached_new: bool,
     pub probed_new: Option<Probe>,
     pub formatting: bool,
     pub formatted: bool,
@@ -322,15 +322,14 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
         _ if !f.recorded && f.detached == Some(Detached::Lingering) => Step::Refuse(still_in_use("create it again")),
         _ if !f.recorded => Step::Record,
         _ if !f.allocated => Step::Allocate,
-        _ if f.unattached && f.attached.is_none() => Step::Attach,
         // Law 6: we can be cut off before anything is read from it.
-        _ if f.unattached && f.shared && !f.named => Step::Name,
+        _ if f.attached_new && f.shared && !f.named => Step::Name,
         _ => match &f.probed_new {
             None => Step::ProbeNew,
             // Law 5: mkfs on a proven blank only.
             Some(Probe::Blank) if !f.formatting => Step::Formatting,
             Some(Probe::Blank) if !f.formatted => Step::Format,
-            Some(Probe::Blank) if f.unattached && f.detached.is_none() => Step::Detach(f.attached.as_ref().map(|attached| attached.number)),
+            Some(Probe::Blank) if f.attached_new && f.detached.is_none() => Step::Detach(None),
             Some(Probe::Blank) if f.detached == Some(Detached::Lingering) => undo_create(f, still_in_use("create it again")),
             Some(Probe::Blank) if !f.published => Step::Publish,
             Some(Probe::Blank) if must_give_up(f) && f.failure.is_none() => Step::GiveUp,
@@ -348,7 +347,7 @@ fn undo_create(f: &Facts, error: Error) -> Step {
         (false, ..) => after_recovery(f, error),
         // Nobody was told of it, so nothing of it may stay.
         (true, None, false) => match f.detached {
-            None if f.shared => Step::Detach(f.attached.as_ref().map(|attached| attached.number)),
+            None if f.shared => Step::Detach(None),
             Some(Detached::Lingering) => Step::Refuse(error),
             _ => Step::Remove,
         },
@@ -499,8 +498,9 @@ fn foreign_mount(device: DeviceNumber) -> Error {
 }
 
 fn unstage(f: &Facts) -> Step {
-    // A holder that came while we waited wins, until the unmount is done.
-    if f.holders > 0 && f.unmounted.is_none() {
+    // A holder that came while we waited wins, until the unmount is done. (What others can have and is detached here is given up by who
+    // has seen that it was in order.)
+    if f.holders > 0 && f.unmounted.is_none() && !(f.shared && is_detached(f)) {
         return Step::Done(Outcome::StillHeld);
     }
     match (&f.failure, &f.unmounted) {

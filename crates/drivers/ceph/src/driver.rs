@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dunnage_driver::{
-    Adopt, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Phase, Provision, Reach, Share, Sign, Versioned, VolumeRecord,
+    Adopt, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Phase, Provision, Reach, Share, Sign, Versioned,
+    VolumeRecord,
 };
 use dunnage_host::helpers::{Runner, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopRequest};
@@ -377,7 +378,7 @@ impl Provision for Ceph {
         self.ask(name, AddName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await
     }
 
-    async fn allocate(&self, name: &VolumeName) -> Result<Option<PathBuf>> {
+    async fn allocate(&self, name: &VolumeName) -> Result<Allocated> {
         let Found { stored, .. } = self.there(name).await?;
         if stored.volume.storage != Phase::Never {
             return Err(Error::internal("a volume that has storage was to be given some").of(name));
@@ -385,7 +386,9 @@ impl Provision for Ceph {
         let create = CreateImage { place: self.place(&stored.pool), name: stored.unfinished(), size: stored.volume.spec.size };
         // One that is there already is this volume's own: no other has its number.
         self.ask(name, create).await?;
-        Ok(None)
+        // Through the process that carries it, the platform itself says that nothing was ever written: no device can.
+        self.start(name, &stored).await?;
+        Ok(Allocated { path: self.file(name).path(), attached: true })
     }
 
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {

@@ -12,7 +12,7 @@ mod vfs;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use dunnage_driver::{Adopt, Adoption, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach, Stranger};
+use dunnage_driver::{Adopt, Adoption, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach, Stranger};
 use dunnage_host::helpers::{Registry, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest, Medium, Probe};
 use dunnage_model::{
@@ -254,9 +254,10 @@ impl Provision for Local {
         self.run(pool::Record { pool: self.pool.clone(), new: new.clone(), limits: self.limits }).await.map_err(|e| e.of(&new.name))
     }
 
-    async fn allocate(&self, name: &VolumeName) -> Result<Option<PathBuf>> {
+    async fn allocate(&self, name: &VolumeName) -> Result<Allocated> {
         let allocate = pool::Allocate { pool: self.pool.clone(), store: self.store, name: name.clone() };
-        self.run(allocate).await.map(Some).map_err(|e| e.of(name))
+        let path = self.run(allocate).await.map_err(|e| e.of(name))?;
+        Ok(Allocated { path, attached: false })
     }
 
     async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {

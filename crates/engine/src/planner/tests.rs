@@ -207,7 +207,15 @@ impl World {
                 }
                 (facts.removed, facts.recorded) = (None, true);
             }
-            Step::Allocate => (facts.allocated, facts.unattached) = (true, self.shared),
+            Step::Allocate => {
+                assert!(
+                    !self.shared || self.attached.is_none(),
+                    "a device of an earlier volume was taken for the new one's: {:?}",
+                    self.words()
+                );
+                self.attached = if self.shared { Some(OURS) } else { self.attached };
+                (facts.allocated, facts.attached_new) = (true, self.shared);
+            }
             Step::ProbeNew | Step::Formatting | Step::Format if self.shared && !(self.named && self.attached.is_some()) => {
                 panic!("touched before it could be cut off: {:?}", self.words())
             }
@@ -236,8 +244,6 @@ impl World {
             Step::Attach => {
                 assert!(!self.shared || self.ours, "attached while it is another's: {:?}", self.words());
                 let found = self.attached.is_some();
-                let create = matches!(goal, Goal::Create { .. });
-                assert!(!found || !create, "a device of an earlier volume was taken for the new one's: {:?}", self.words());
                 let number = *self.attached.get_or_insert(OURS);
                 facts.attached = Some(Attached { path: "/dev/loop3".into(), number, found });
             }

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -305,9 +304,8 @@ impl Task for Dress {
     fn run(self) -> Result<()> {
         let FormatRequest { path, fs, uid, gid, mode, root_path, options, .. } = &self.request;
         let what = format!("cannot prepare the new {fs} in {}", path.display());
-        let is_device = std::fs::metadata(path).map_err(failed(&what))?.file_type().is_block_device();
-        let passing = if is_device { None } else { Some(configure_passing(path)?) };
-        let mounted = mount_nowhere(*fs, passing.as_ref().map_or(path, |passing| &passing.path), options, &what)?;
+        let device = configure_passing(path)?;
+        let mounted = mount_nowhere(*fs, &device.path, options, &what)?;
         crash::pass(format_args!("helper/fs.dress/mounted"));
         let root = rustix::fs::openat(&mounted, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, rustix::fs::Mode::empty())
             .map_err(refused(&what))?;
@@ -483,9 +481,8 @@ impl Task for ProbeTask {
     }
 }
 
-/// What is on a file or device. A regular file is blank when SEEK_DATA finds nothing in it: it was never written. A device is
-/// when nothing is recognised and all places are zero where filesystems, volume managers and partition tables have their
-/// marks. What cannot be read is unknown.
+/// What is on a file or device. Only a regular file in which SEEK_DATA finds nothing is ever blank: it was never
+/// written. What cannot be read is unknown.
 pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
     // ext4's and xfs' superblocks are in the first 2 KiB; reading them is all that a clean mount costs.
     let mut head = vec![0; 2048];
@@ -505,50 +502,28 @@ pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
     let signature = match read_head(file, &mut head) {
         Ok(()) => match signature::recognise(&head) {
             Some(known) => return Ok(Probe::Known(known)),
-            None => match foreign(file) {
-                None if file.metadata()?.file_type().is_block_device() && is_zero(file)? => return Ok(Probe::Blank),
-                found => found.unwrap_or_else(|| "data of an unknown kind".to_owned()),
-            },
+            None => foreign(file),
         },
         Err(e) => format!("nobody knows: it cannot be read ({e})"),
     };
     Ok(Probe::Unknown { signature })
 }
 
-/// What libblkid calls what is there: `crypto_LUKS`, `LVM2_member`, `gpt` … Nothing: it does not know, or cannot be asked.
-fn foreign(file: &File) -> Option<String> {
-    let blkid = FOLDERS.iter().map(|dir| Path::new(dir).join("blkid")).find(|path| path.is_file())?;
+/// What libblkid calls what is there: `crypto_LUKS`, `LVM2_member`, `gpt` …
+fn foreign(file: &File) -> String {
+    let unknown = || "data of an unknown kind".to_owned();
+    let Some(blkid) = FOLDERS.iter().map(|dir| Path::new(dir).join("blkid")).find(|path| path.is_file()) else { return unknown() };
+    let Ok(stdin) = file.try_clone() else { return unknown() };
     let mut command = std::process::Command::new(blkid);
-    command.args(["-p", "-o", "export", "/dev/stdin"]).env_clear().env("LC_ALL", "C").stdin(file.try_clone().ok()?).stderr(Stdio::null());
-    let output = command.output().ok()?;
+    command.args(["-p", "-o", "export", "/dev/stdin"]).env_clear().env("LC_ALL", "C").stdin(stdin).stderr(Stdio::null());
+    let Ok(output) = command.output() else { return unknown() };
     // blkid(8): several that cannot both be true.
     if output.status.code() == Some(8) {
-        return Some("signatures of several kinds".to_owned());
+        return "signatures of several kinds".to_owned();
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned));
-    value("TYPE").or_else(|| value("PTTYPE").map(|kind| format!("{kind} partition table")))
-}
-
-/// The first and the last 4 MiB, and what is around 64 MiB, where btrfs has its second superblock.
-fn is_zero(file: &mut File) -> std::io::Result<bool> {
-    const EDGE: u64 = 4 << 20;
-    const SECOND: std::ops::Range<u64> = (64 << 20) - (64 << 10)..(64 << 20) + (64 << 10);
-    let size = file.seek(SeekFrom::End(0))?;
-    let mut chunk = vec![0; 1 << 20];
-    for range in [0..EDGE, SECOND, size.saturating_sub(EDGE)..size] {
-        let mut at = file.seek(SeekFrom::Start(range.start.min(size)))?;
-        while at < range.end.min(size) {
-            let part = usize::try_from(range.end.min(size) - at).unwrap_or(usize::MAX).min(chunk.len());
-            let part = chunk.get_mut(..part).unwrap_or_default();
-            file.read_exact(part)?;
-            if part.iter().any(|byte| *byte != 0) {
-                return Ok(false);
-            }
-            at += part.len() as u64;
-        }
-    }
-    Ok(true)
+    value("TYPE").or_else(|| value("PTTYPE").map(|kind| format!("{kind} partition table"))).unwrap_or_else(unknown)
 }
 
 fn read_head(file: &mut File, head: &mut [u8]) -> std::io::Result<()> {

@@ -65,7 +65,7 @@ mod any {
         (ledger, platform, node, gone, trouble, nodes).prop_map(|(ledger, platform, node, gone, trouble, nodes)| {
             let (shared, own_tried, owned, named, given_up, confirmed) = nodes;
             let (holders, (attachers, kept, intended), staged, cancelled, recorded, committed, released) = ledger;
-            let (volume, (provision_tried, allocated, unattached), probed_new, formatting, formatted, published, removed, recovered) =
+            let (volume, (provision_tried, allocated, attached_new), probed_new, formatting, formatted, published, removed, recovered) =
                 platform;
             let (at, in_place, attached, probe, checked, mount_tried, mounted) = node;
             let (unmounted, users, detached) = gone;
@@ -84,7 +84,7 @@ mod any {
                 provision_tried,
                 recorded,
                 allocated,
-                unattached,
+                attached_new,
                 probed_new,
                 formatting,
                 formatted,
