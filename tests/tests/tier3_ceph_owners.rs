@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dunnage_driver::{NewVolume, Provision, Share, Versioned};
+use dunnage_driver::{Driver, NewVolume, Provision, Share, Versioned};
 use dunnage_driver_ceph::{Pool, Settings};
 use dunnage_engine::ownership::liveness::{Observer, Standing};
 use dunnage_engine::ownership::{Claim, Move, named, next, release};
@@ -146,6 +146,7 @@ fn with_pg(osds: usize) -> Option<(Ceph, Pool)> {
         maker.owners.allocate(&pg()).await.expect("allocated");
         // Nothing is ever mounted: what is on it does not matter.
         maker.owners.formatting(&pg(), uuid::Uuid::new_v4()).await.expect("formatting");
+        maker.owners.detach(&pg(), None).await.expect("detached");
         maker.owners.publish(&pg()).await.expect("published");
     });
     maker.gives_up(&BTreeSet::new());

@@ -1,5 +1,5 @@
 //! Another client of a Ceph cluster, as [`dunnage_tests::ceph::Client`] starts it; under the name of a helper it is one, with
-//! the tasks of the Ceph driver.
+//! the tasks of the host and of the Ceph driver.
 //!
 //! `ceph-client ACCESS write PREFIX [POOL]` writes numbered objects as quickly as it can, eight at once, and prints for each that
 //! was accepted in which nanosecond it began and in which it was done; when one is refused it tries to write once more and prints both errors.
@@ -21,7 +21,7 @@ const WRITERS: usize = 8;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     if args.first().is_some_and(|name| name.ends_with(HELPER_NAME)) {
-        return Ok(helper_main(&dunnage_driver_ceph::tasks(Registry::default()))?);
+        return Ok(helper_main(&dunnage_driver_ceph::tasks(dunnage_host::linux::tasks(Registry::default())))?);
     }
     let [_, access, what, name, rest @ ..] = args.as_slice() else {
         return Err("usage: ceph-client ACCESS write|open|watch NAME [POOL]".into());
