@@ -28,8 +28,8 @@ pub const IMAGE: &str = "localhost:1/bb:1";
 const PATIENCE: &str = "110";
 
 const APPLETS: &[&str] = &[
-    "sh", "cat", "chmod", "chown", "cp", "dd", "date", "df", "echo", "find", "id", "ls", "mkdir", "rm", "sleep", "stat", "sync", "test",
-    "touch", "true",
+    "sh", "cat", "chmod", "chown", "cp", "dd", "date", "df", "echo", "find", "id", "ls", "mkdir", "readlink", "rm", "sleep", "stat",
+    "sync", "test", "touch", "true",
 ];
 
 /// One bench at a time: they share `/run/docker/plugins`.
