@@ -24,6 +24,8 @@ use crate::{BOUND, Node, Ran, eventually, scratch, skip};
 pub const POOL: &str = "rbd";
 /// The user of the daemon, who may do what it needs and no more.
 pub const USER: &str = "dunnage";
+/// The filesystem, and the user of it.
+pub const FILES: &str = "files";
 /// How many placement groups the pool has.
 pub const GROUPS: u32 = 8;
 
@@ -42,6 +44,8 @@ pub struct Ceph {
     address: &'static str,
     monitor: Option<Child>,
     manager: Option<Child>,
+    /// Of a filesystem.
+    metadata: Option<Child>,
     osds: Vec<Option<Child>>,
 }
 
@@ -53,6 +57,59 @@ impl Ceph {
             return None;
         }
         Ceph::start(osds)
+    }
+
+    /// A cluster with a filesystem, and a node's way into it; `None` where one of them is not installed (noted as a skip).
+    pub fn with_files() -> Option<Ceph> {
+        if let Some((program, package)) =
+            [("ceph-mds", "ceph-mds"), ("ceph-fuse", "ceph-fuse")].into_iter().find(|(p, _)| find(p).is_none())
+        {
+            skip(&format!("needs {program} (package {package})"));
+            return None;
+        }
+        let mut ceph = Ceph::start(1)?;
+        for pool in ["files.data", "files.metadata"] {
+            ceph.ceph(&["osd", "pool", "create", pool, "4"]).ok();
+        }
+        ceph.ceph(&["fs", "new", FILES, "files.metadata", "files.data"]).ok();
+        // Half of the usual, for what a dead node had.
+        ceph.ceph(&["fs", "set", FILES, "session_timeout", "30"]).ok();
+        ceph.metadata = Some(ceph.spawn("ceph-mds", "m"));
+        let key = ceph.ceph(&["fs", "authorize", FILES, &format!("client.{FILES}"), "/", "rwp"]).ok();
+        std::fs::write(ceph.files_keyring(), key + "\n").expect("keyring");
+        eventually("the filesystem serves", BOUND, || ceph.ceph(&["mds", "stat"]).ok().contains("up:active"));
+        Some(ceph)
+    }
+
+    /// The key of the user of the filesystem.
+    pub fn files_keyring(&self) -> PathBuf {
+        self.folder.join(format!("client.{FILES}.keyring"))
+    }
+
+    /// A node of that name with a daemon, whose endpoint `files` has volumes in this filesystem.
+    pub fn files_node(&self, name: &'static str) -> Node {
+        self.files_node_with(name, "files", "files: { type: cephfs, CONF, FILES }", "name: files, driver: files")
+    }
+
+    /// A node whose endpoint `pxd` has images, and files for who wants many writers.
+    pub fn both_node(&self, name: &'static str) -> Node {
+        let drivers = "files: { type: cephfs, CONF, FILES, repl: 1 }, images: { type: ceph, CONF, IMAGES }";
+        self.files_node_with(name, "pxd", drivers, "name: pxd, driver: images, shared: files")
+    }
+
+    fn files_node_with(&self, name: &'static str, endpoint: &'static str, drivers: &str, docker: &str) -> Node {
+        let mut node = Node::new();
+        (node.name, node.endpoint) = (name, endpoint);
+        let drivers = drivers
+            .replace("CONF", &format!("conf: {}", self.conf().display()))
+            .replace("FILES", &format!("keyring: {}, user: {FILES}", self.files_keyring().display()))
+            .replace("IMAGES", &format!("keyring: {}, user: {USER}", self.keyring().display()));
+        node.configure(&format!(
+            "volumes: {{ private_namespace: true, defaults: {{ size: 64MiB }} }}\n\
+             drivers: {{ {drivers} }}\nendpoints: {{ docker: [ {{ {docker} }} ] }}\n"
+        ));
+        node.start();
+        node
     }
 
     /// A cluster whose pool can be used; `None` where Ceph is not installed (noted as a skip).
@@ -75,7 +132,8 @@ impl Ceph {
             skip(&format!("needs {program} (package {package})"));
             return None;
         }
-        let mut ceph = Ceph { folder: scratch(), address, monitor: None, manager: None, osds: (0..osds).map(|_| None).collect() };
+        let mut ceph =
+            Ceph { folder: scratch(), address, monitor: None, manager: None, metadata: None, osds: (0..osds).map(|_| None).collect() };
         ceph.configure();
         ceph.make_keys();
         ceph.make_monitor();
@@ -155,6 +213,10 @@ paxos min wait = 0.01
 mgr data = {folder}/mgr
 mgr initial modules =
 
+[mds]
+mds data = {folder}
+mds cache memory limit = 33554432
+
 [osd]
 osd data = {folder}/osd$id
 osd objectstore = bluestore
@@ -183,6 +245,7 @@ osd class default list = *
         self.add_key("client.admin", ALL);
         self.add_key(&format!("client.{USER}"), &[("mon", "profile rbd"), ("osd", "profile rbd")]);
         self.add_key("mgr.x", &[("mon", "allow profile mgr"), ("osd", "allow *"), ("mds", "allow *")]);
+        self.add_key("mds.m", &[("mon", "allow profile mds"), ("osd", "allow *"), ("mds", "allow *")]);
         for n in 0..self.osds.len() {
             self.add_key(&format!("osd.{n}"), &[("mon", "allow profile osd"), ("mgr", "allow profile osd"), ("osd", "allow *")]);
         }
@@ -345,7 +408,7 @@ impl Drop for Ceph {
         if std::thread::panicking() {
             eprintln!("--- what Ceph's daemons said ---\n{}", self.log());
         }
-        self.osds.iter_mut().chain([&mut self.manager, &mut self.monitor]).for_each(end);
+        self.osds.iter_mut().chain([&mut self.metadata, &mut self.manager, &mut self.monitor]).for_each(end);
         for n in 0..self.osds.len() {
             // Sparse, and of no use to anybody.
             let _ = std::fs::remove_file(self.folder.join(format!("osd{n}/block")));

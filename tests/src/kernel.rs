@@ -28,14 +28,17 @@ pub fn loops_beneath(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The processes that have this in their command line, but for tests and shells.
+/// The programs that carry volumes.
+const CARRIERS: &[&str] = &["qemu-storage-daemon", "ceph-fuse"];
+
+/// The processes that carry volumes and have this in their command line.
 pub fn processes_with(text: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line);
-        if line.split('\0').next().is_some_and(|program| program.ends_with("qemu-storage-daemon")) && line.contains(text) {
+        if line.split('\0').next().is_some_and(|program| CARRIERS.iter().any(|carrier| program.ends_with(carrier))) && line.contains(text) {
             found.push(pid);
         }
     }
@@ -44,8 +47,13 @@ pub fn processes_with(text: &str) -> Vec<u32> {
 
 /// `kill -9`, and waits until it is gone.
 pub fn kill(pid: u32) {
+    end(pid, rustix::process::Signal::KILL);
+}
+
+/// Ends a process by a signal, and waits until it is gone.
+pub fn end(pid: u32, signal: rustix::process::Signal) {
     let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) else { return };
-    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    let _ = rustix::process::kill_process(pid, signal);
     let alive = || std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty());
     crate::eventually("a killed process has died", crate::BOUND, || !alive());
 }

@@ -53,6 +53,11 @@ type Record = (String, String, u64);
 impl Swarm {
     /// Three machines in a swarm, and the service's first record; `None` where something for it is missing (noted as a skip).
     pub fn start() -> Option<Swarm> {
+        Swarm::start_with("if-dead")
+    }
+
+    /// The same, and whether a volume is taken from another machine.
+    pub fn start_with(preempt: &str) -> Option<Swarm> {
         let programs = [
             ("dockerd", "docker.io"),
             ("containerd", "docker.io"),
@@ -79,7 +84,7 @@ impl Swarm {
         let yaml = format!(
             "volumes: {{ defaults: {{ size: 64MiB }} }}\nholders: {{ reconcile: act, grace: 10s }}\n\
              drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: dunnage, pool: {POOL} }} }}\n\
-             endpoints: {{ docker: [ {{ name: pxd, driver: pxd }} ] }}\n",
+             endpoints: {{ docker: [ {{ name: pxd, driver: pxd, preempt: {preempt} }} ] }}\n",
             conf.display(),
             keyring.display()
         );

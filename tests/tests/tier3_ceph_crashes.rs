@@ -19,25 +19,56 @@ enum Verb {
     Mount,
     Unmount,
     Remove,
+    Adopt,
 }
 
 struct Bench {
     ceph: Ceph,
     node: Node,
+    /// Volumes are folders of CephFS.
+    files: bool,
 }
 
 impl Bench {
     fn new() -> Option<Bench> {
         let ceph = Ceph::with_devices(1)?;
-        let mut node = ceph.node("a", "");
+        let node = ceph.node("a", "");
+        Some(Bench::on(ceph, node, false))
+    }
+
+    fn of_files() -> Option<Bench> {
+        let ceph = Ceph::with_files()?;
+        let node = ceph.files_node("a");
+        Some(Bench::on(ceph, node, true))
+    }
+
+    fn on(ceph: Ceph, mut node: Node, files: bool) -> Bench {
         node.stop();
         node.allow_crashes();
         node.start();
-        Some(Bench { ceph, node })
+        Bench { ceph, node, files }
+    }
+
+    /// What the cluster has of volumes.
+    fn left(&self) -> Vec<String> {
+        if self.files {
+            let found = sh(&format!(
+                "cd {}/devices/files/fs.*/dunnage && find . -mindepth 1 ! -name .new ! -name .gone ! -path './.???/a' ! -path './.????/a'",
+                self.node.run_dir().display()
+            ));
+            return found.lines().map(str::to_owned).collect();
+        }
+        let objects = self.ceph.command("rados", &["-p", POOL, "ls"]).ok();
+        let ours = objects.lines().filter(|name| name.starts_with("dunnage.volume.")).map(str::to_owned);
+        ours.chain(self.ceph.command("rbd", &["ls", POOL]).ok().lines().map(str::to_owned)).collect()
     }
 
     fn ask(&self, verb: Verb) -> (u16, Value) {
         let (word, body) = match verb {
+            Verb::Adopt => {
+                let ran = self.node.cli(&["volume", "adopt", "v"]);
+                return if ran.code == 0 { (200, Value::Null) } else { (500, json!({ "Err": ran.err })) };
+            }
             Verb::Create => ("Create", json!({ "Name": "v", "Opts": {} })),
             Verb::Mount => ("Mount", json!({ "Name": "v", "ID": "c" })),
             Verb::Unmount => ("Unmount", json!({ "Name": "v", "ID": "c" })),
@@ -58,6 +89,14 @@ impl Bench {
         if verb == Verb::Create {
             return;
         }
+        if verb == Verb::Adopt {
+            let disk = self.ceph.folder.join("disk").display().to_string();
+            sh(&format!(
+                "mkdir -p {disk}.tree; echo written >{disk}.tree/x; rm -f {disk}; truncate -s 64M {disk}; mkfs.ext4 -q -d {disk}.tree {disk}"
+            ));
+            self.ceph.command("rbd", &["import", "--no-progress", &disk, "rbd/v"]).ok();
+            return;
+        }
         self.do_it(Verb::Create);
         let path = self.node.mount("v", "w");
         sh(&format!("echo written >{0}/x; sync {0}/x", path.display()));
@@ -72,11 +111,12 @@ impl Bench {
         self.prepare(verb);
         self.node.passed();
         self.do_it(verb);
-        let helpers_too = std::env::var_os("DUNNAGE_HELPERS_TOO").is_some();
+        let helpers_too = self.files || std::env::var_os("DUNNAGE_HELPERS_TOO").is_some();
         let mut points: Vec<String> = Vec::new();
         for point in self.node.passed() {
-            // The daemon's signs of life have nothing to do with it, and that an answer was read is known later.
-            let wanted = (helpers_too || !is_another_s(&point)) && !point.contains("sign") && !point.starts_with("mount/confirm");
+            // The daemon's signs of life and its start have nothing to do with it, and that an answer was read is known later.
+            let others = ["sign", ".list/", ".attachments/"].iter().any(|word| point.contains(word)) || point.starts_with("mount/confirm");
+            let wanted = (helpers_too || !is_another_s(&point)) && !others;
             if wanted && !points.contains(&point) {
                 points.push(point);
             }
@@ -95,7 +135,7 @@ impl Bench {
                 self.node.unmount("v", "w");
                 self.do_it(Verb::Remove);
             }
-            Verb::Mount | Verb::Unmount => {
+            Verb::Mount | Verb::Unmount | Verb::Adopt => {
                 let path = self.node.mount("v", "c");
                 assert_eq!(sh(&format!("cat {}/x", path.display())), "written");
                 let holds = || self.node.holders("v").iter().map(|holder| holder.1 + holder.2 + holder.3).sum::<u64>();
@@ -107,13 +147,10 @@ impl Bench {
             }
             Verb::Remove => {}
         }
-        let left = || {
-            let objects = self.ceph.command("rados", &["-p", POOL, "ls"]).ok();
-            let ours = objects.lines().filter(|name| name.starts_with("dunnage.volume.")).map(str::to_owned);
-            ours.chain(self.ceph.command("rbd", &["ls", POOL]).ok().lines().map(str::to_owned)).collect::<Vec<_>>()
-        };
-        assert_eq!(left(), [""; 0], "something is left in the cluster");
-        assert!(self.node.carriers().is_empty() && kernel::loops_beneath(&self.node.folder).is_empty(), "something is left on the node");
+        assert_eq!(self.left(), [""; 0], "something is left in the cluster");
+        // One process carries the whole of CephFS, and stays.
+        eventually("nothing is carried any more", BOUND, || self.node.carriers().len() == usize::from(self.files));
+        assert!(kernel::loops_beneath(&self.node.folder).is_empty(), "something is left on the node");
     }
 
     fn crash_everywhere(&mut self, verb: Verb) {
@@ -144,7 +181,9 @@ impl Bench {
             assert!(seen || helper_dies || fenced(self) == before, "{point}: somebody was fenced who only had to be asked");
         }
         println!("{} points", points.len());
-        self.node.finish();
+        if !self.files {
+            self.node.finish();
+        }
     }
 }
 
@@ -170,4 +209,18 @@ fn law_4_an_unmount_of_a_shared_volume_that_dies_anywhere_is_done_by_a_retry() {
 fn law_4_a_removal_of_a_shared_volume_that_dies_anywhere_is_done_by_a_retry() {
     let Some(mut bench) = Bench::new() else { return };
     bench.crash_everywhere(Verb::Remove);
+}
+
+#[test]
+fn law_4_an_adoption_that_dies_anywhere_is_done_by_a_retry() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.crash_everywhere(Verb::Adopt);
+}
+
+#[test]
+fn law_4_every_verb_on_a_volume_of_files_that_dies_anywhere_is_done_by_a_retry() {
+    let Some(mut bench) = Bench::of_files() else { return };
+    for verb in [Verb::Create, Verb::Mount, Verb::Unmount, Verb::Remove] {
+        bench.crash_everywhere(verb);
+    }
 }

@@ -7,13 +7,16 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use dunnage_driver::conformance::{Bench, CASES};
+use dunnage_driver::{Driver, NewVolume, Provision};
 use dunnage_driver_ceph::Settings;
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
-use dunnage_model::{BootId, Bytes, Owner};
+use dunnage_host::{Detached, Host};
+use dunnage_model::{BootId, Bytes, Owner, PartialSpec};
 use dunnage_tests::ceph::{Ceph, Client, POOL};
 use dunnage_tests::{BOUND, Node, binary, eventually, kernel, sh};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 fn create(node: &Node, volume: &str) {
@@ -40,26 +43,76 @@ fn left_in(ceph: &Ceph) -> Vec<String> {
     images.lines().chain(ours).map(str::to_owned).collect()
 }
 
-#[test]
-fn the_ceph_driver_passes_the_conformance_suite_on_a_real_cluster() {
-    let Some(ceph) = Ceph::with_devices(1) else { return };
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(async {
-        let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
+/// The driver without a daemon.
+struct Alone {
+    host: Host,
+    work: Arc<Helpers>,
+    signs: Arc<Helpers>,
+    settings: Settings,
+}
+
+impl Alone {
+    fn new(ceph: &Ceph) -> Alone {
         let helpers = |kind: &str| {
             let (brood, _) = Brood::begin(&ceph.folder.join(kind)).expect("begin");
             Arc::new(Helpers::new(binary(), brood))
         };
+        let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
+        let (name, pools, folder) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()], ceph.folder.join("devices"));
+        let settings = Settings { name, access: ceph.access(), pools, repl: None, me, folder };
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
-        let (work, signs, folder) = (helpers("work"), helpers("signs"), ceph.folder.join("devices"));
+        Alone { host, work: helpers("work"), signs: helpers("signs"), settings }
+    }
+
+    fn driver(&self) -> dunnage_driver_ceph::Ceph {
+        dunnage_driver_ceph::Ceph::new(self.settings.clone(), self.host.clone(), self.work.clone(), self.signs.clone())
+    }
+
+    fn carriers(&self) -> Vec<u32> {
+        kernel::processes_with(&self.settings.folder.display().to_string())
+    }
+}
+
+fn run(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(work);
+}
+
+#[test]
+fn the_ceph_driver_passes_the_conformance_suite_on_a_real_cluster() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    run(async {
+        let alone = Alone::new(&ceph);
         for case in CASES {
-            let (name, pools) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()]);
-            let settings = Settings { name, access: ceph.access(), pools, repl: None, me: me.clone(), folder: folder.clone() };
-            let driver = dunnage_driver_ceph::Ceph::new(settings, host.clone(), work.clone(), signs.clone());
-            let bench = Bench { driver: &driver, host: &host, maker: Some(me.clone()) };
+            let driver = alone.driver();
+            let bench = Bench { driver: &driver, host: &alone.host, maker: Some(alone.settings.me.clone()) };
             case.run(&bench).await.unwrap_or_else(|e| panic!("{}: {e}", case.name));
             assert_eq!(left_in(&ceph), [""; 0], "{} left something", case.name);
-            assert!(kernel::loops_beneath(&folder).is_empty(), "{} left a loop", case.name);
-            assert_eq!(kernel::processes_with(&folder.display().to_string()), [0; 0], "{} left a process", case.name);
+            assert!(kernel::loops_beneath(&alone.settings.folder).is_empty(), "{} left a loop", case.name);
+            assert_eq!(alone.carriers(), [0; 0], "{} left a process", case.name);
+        }
+    });
+}
+
+/// What was killed may have sent something that is on its way yet; what has closed its image has not.
+#[test]
+fn law_6_a_device_whose_process_was_killed_is_told_from_one_whose_process_has_ended_in_order() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    run(async {
+        let alone = Alone::new(&ceph);
+        let (driver, pg) = (alone.driver(), "pg".parse().expect("a name"));
+        let spec = PartialSpec { size: Some(Bytes::mib(64)), ..PartialSpec::default() }.complete().expect("a spec");
+        let (endpoint, created) = ("dunnage".parse().expect("a name"), jiff::Timestamp::UNIX_EPOCH);
+        let maker = Some(alone.settings.me.clone());
+        driver.record(&NewVolume { name: "pg".parse().expect("a name"), endpoint, spec, created, maker }).await.expect("recorded");
+        driver.allocate(&pg).await.expect("allocated");
+        assert_eq!(driver.detach(&pg, None).await, Ok(Detached::Done), "we ended it");
+        for (signal, ended) in [(Signal::TERM, Detached::Done), (Signal::KILL, Detached::Killed)] {
+            driver.attach(&pg).await.expect("attached");
+            let pid = alone.carriers()[0];
+            // Between a look at who writes and the end somebody else may have been quicker.
+            sh(&format!("losetup -d {}", kernel::loops_beneath(&alone.settings.folder)[0].display()));
+            kernel::end(pid, signal);
+            assert_eq!(driver.detach(&pg, None).await, Ok(ended), "somebody else ended it by {signal:?}");
         }
     });
 }
@@ -293,6 +346,45 @@ fn copies_that_no_pool_keeps_are_refused_and_those_that_one_keeps_are_had() {
     remove(&a, "pg");
     assert_eq!(left_in(&ceph), [""; 0]);
     a.finish();
+}
+
+#[test]
+fn in_a_full_cluster_nothing_is_made_or_lost_and_a_removal_is_finished_when_there_is_room() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
+    for volume in ["old", "pg"] {
+        create(&a, volume);
+    }
+    let path = a.mount("pg", "c1");
+    write(&path, "before");
+    sh("sync");
+    let full = |ratio: &str, is: bool| {
+        for which in ["nearfull", "backfillfull", "full"] {
+            ceph.ceph(&["osd", &format!("set-{which}-ratio"), ratio]).ok();
+        }
+        eventually("the storage daemon has counted", BOUND, || ceph.ceph(&["health", "detail"]).ok().contains("is full") == is);
+    };
+    full("0.00001", true);
+    let said = a.plugin_err("VolumeDriver.Create", &json!({ "Name": "new", "Opts": {} }));
+    println!("{said}");
+    assert!(said.starts_with("limit_reached") && said.contains("full"), "{said}");
+    assert_eq!((volumes(&a), read(&path)), (vec!["old".to_owned(), "pg".to_owned()], "before".to_owned()));
+    // librbd removes nothing there (the rbd command neither), and says that there is nothing. We do not believe it.
+    let said = b.plugin_err("VolumeDriver.Remove", &json!({ "Name": "old" }));
+    println!("{said}");
+    assert!(said.starts_with("limit_reached") && said.contains("set-full-ratio"), "{said}");
+    assert_eq!(ceph.command("rbd", &["rm", "--no-progress", "old"]).code, 2);
+    full("0.95", false);
+    eventually("what was begun is finished when there is room", BOUND, || ceph.command("rbd", &["ls", POOL]).ok() == "pg");
+    write(&path, "after");
+    a.unmount("pg", "c1");
+    let path = b.mount("pg", "c2");
+    assert_eq!(read(&path), "after");
+    b.unmount("pg", "c2");
+    remove(&b, "pg");
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+    b.finish();
 }
 
 /// Does something again and again, until it is told to stop; gives when each time was over.

@@ -150,3 +150,19 @@ fn law_6_swarm_a_node_that_only_its_manager_does_not_hear_keeps_its_volume() {
     assert!(!swarm.fenced(), "nobody had to be");
     comes_back(swarm, "manager hears nothing");
 }
+
+#[test]
+fn law_6_swarm_with_always_the_new_task_of_a_node_that_was_given_up_wins_and_the_old_one_is_refused() {
+    let Some(mut swarm) = Swarm::start_with("always") else { return };
+    let first = swarm.writer();
+    swarm.silence_towards_the_manager(first);
+    fails_over(&swarm, "given up", first);
+    assert!(swarm.fenced());
+    let written = swarm.acknowledged_by(first);
+    swarm.machine(first).unsilence();
+    swarm.wait_until_ready();
+    swarm.check("given up");
+    assert_eq!(swarm.acknowledged_by(first), written, "it was told that a write had gone well");
+    println!("given up: {} writes were refused", swarm.refused_by(first));
+    swarm.finish();
+}

@@ -325,6 +325,15 @@ mod tests {
         assert_eq!(rows[0].mutation, Mutation::parse("a.rs: `a || b` → `a`").unwrap());
     }
 
+    /// A row whose text was changed in the code would be noticed only by whoever replays it next.
+    #[test]
+    fn every_mutation_of_the_table_fits_the_tree() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let rows = parse(&fs::read_to_string(root.join("docs/laws.md")).unwrap()).unwrap();
+        let broken: Vec<_> = rows.iter().filter_map(|row| Some(format!("{}: {}", row.test, row.mutation.check(root).err()?))).collect();
+        assert!(broken.is_empty(), "{broken:#?}");
+    }
+
     #[test]
     fn a_row_that_cannot_be_read_is_named_by_its_line() {
         let page = format!("{PAGE}| 4 | no test | a.rs: `a` → `b` | x |\n");

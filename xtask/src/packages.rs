@@ -73,6 +73,8 @@ const PACKAGES: &[Package] = &[
     package("ceph-mon", &[3], Here::Command("ceph-mon"), "a Ceph cluster that the tests start by themselves: its monitor"),
     package("ceph-osd", &[3], Here::Command("ceph-osd"), "its storage daemons"),
     package("ceph-common", &[3], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
+    package("ceph-mds", &[3], Here::Command("ceph-mds"), "the metadata server of its filesystem"),
+    package("ceph-fuse", &[3], Here::Command("ceph-fuse"), "mounts that filesystem"),
     package("qemu-system-common", &[3], Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),
     // Which of the two has qemu-storage-daemon differs from release to release.
     package("qemu-utils", &[3], Here::Command("qemu-img"), "the same, in newer releases"),

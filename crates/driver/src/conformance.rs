@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use dunnage_host::{Detached, FormatRequest, Host};
-use dunnage_model::{Error, Owner, PartialSpec, RemoveAction, Result, VolumeName, VolumeState};
+use dunnage_model::{Error, HintPolicy, Owner, PartialSpec, RemoveAction, Result, VolumeName, VolumeState};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -67,7 +67,8 @@ impl Bench<'_> {
     }
 
     fn new_volume(&self, name: &str) -> Result<NewVolume> {
-        let spec = PartialSpec { size: Some("64MiB".parse()?), ..Default::default() }.complete()?;
+        let asked = PartialSpec { size: Some("64MiB".parse()?), ..Default::default() };
+        let spec = self.driver.complete(asked, &PartialSpec::default(), HintPolicy::Refuse)?;
         let (name, endpoint, created) = (name.parse()?, "conformance".parse()?, Timestamp::UNIX_EPOCH);
         Ok(NewVolume { name, endpoint, spec, created, maker: self.maker.clone() })
     }

@@ -5,6 +5,7 @@
 //! the driver refuses only what its platform shows to be wrong.
 
 pub mod conformance;
+pub mod folder;
 mod record;
 mod share;
 
@@ -143,6 +144,22 @@ pub trait Driver: Send + Sync {
     /// neither a platform nor a disk, and so never waits; `false` says nothing.
     fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool;
 
+    /// A process of this node stands between what is mounted and its data, and may die under it. (Of what other nodes could have, the
+    /// engine finds that out by its owner.)
+    fn is_carried(&self) -> bool {
+        false
+    }
+
+    /// Whether what leads from this mounted device to the volume's data lives; an error says that it does not, and what to do.
+    async fn confirm(&self, _name: &VolumeName, _device: DeviceNumber) -> Result<()> {
+        Ok(())
+    }
+
+    /// Lets go of what the driver keeps on this node while nothing is attached, if nothing is. The machine shuts down.
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What this node has attached.
     async fn attachments(&self) -> Result<Vec<Attachment>>;
 
@@ -206,7 +223,14 @@ pub trait Adopt: Send + Sync {
     /// One of them. `None` is proof that there is none; doubt is an error.
     async fn stranger(&self, name: &VolumeName) -> Result<Option<Stranger>>;
 
-    /// Gives the filesystem of a copy a UUID of its own. Refused while anything has it open.
+    /// Of what other nodes could have: writes down that it is being adopted, and by whom. From then on it has an owner, is shown as
+    /// being made, and is attached like any volume; `recover` makes it a stranger again. Refused when another was quicker.
+    async fn claim(&self, _adoption: &Adoption, _me: &Owner) -> Result<()> {
+        Ok(())
+    }
+
+    /// Gives the filesystem of a copy a UUID of its own, of what others could have while it is attached. Refused while anything else has
+    /// it open.
     async fn renew(&self, name: &VolumeName, uuid: Uuid) -> Result<()>;
 
     /// Makes it a volume of ours, or gives one of ours to another endpoint.

@@ -253,6 +253,8 @@ pub enum DriverConfig {
     Local(LocalConfig),
     /// Images of Ceph's RBD.
     Ceph(CephConfig),
+    /// Folders of CephFS.
+    Cephfs(CephfsConfig),
     /// A type that is known, and not in this build: its endpoints answer `platform_unavailable` by name.
     Unavailable {
         /// The type, such as `ceph`.
@@ -318,6 +320,32 @@ impl Default for CephConfig {
     }
 }
 
+/// A driver of type `cephfs`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CephfsConfig {
+    /// The cluster's own configuration.
+    pub conf: PathBuf,
+    /// The user, without `client.` before it.
+    pub user: String,
+    /// Its key, where it is not where `conf` says.
+    pub keyring: Option<PathBuf>,
+    /// The filesystem's name; the cluster's first when absent.
+    pub fs: Option<String>,
+    /// The folder of it beneath which everything is.
+    pub path: PathBuf,
+    /// How many copies the filesystem's pool keeps, as the operator says: what `repl` may ask for.
+    pub repl: Option<u32>,
+    /// How long the cluster may take to let the node in.
+    pub timeout: Duration,
+}
+
+impl Default for CephfsConfig {
+    fn default() -> Self {
+        let CephConfig { conf, user, keyring, timeout, .. } = CephConfig::default();
+        CephfsConfig { conf, user, keyring, fs: None, path: "/".into(), repl: None, timeout }
+    }
+}
+
 /// One endpoint of the Docker volume plugin API: one socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DockerEndpoint {
@@ -325,6 +353,8 @@ pub struct DockerEndpoint {
     pub name: EndpointName,
     /// The driver behind it; it is configured.
     pub driver: DriverName,
+    /// The driver of volumes that are made with `shared=true`, of type `cephfs`; none, where the first is all.
+    pub shared: Option<DriverName>,
     /// What happens to hints that the driver cannot follow.
     pub hints: HintPolicy,
     /// What the endpoint itself says; [`Volumes::defaults`] lie below it.
@@ -366,6 +396,7 @@ impl Config {
             config.docker.push(DockerEndpoint {
                 name: dunnage,
                 driver: local,
+                shared: None,
                 hints: HintPolicy::default(),
                 defaults: PartialSpec::default(),
                 create: CreatePolicy::default(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dunnage_driver::Driver;
 use dunnage_driver_ceph::{Access, Ceph};
+use dunnage_driver_cephfs::{CephFs, Filesystem};
 use dunnage_driver_local::{Limits, Local, Store};
 use dunnage_engine::{Boot, Call, Engine, Settings, System, Witness};
 use dunnage_frontend_admin::Admin;
@@ -23,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::StartArgs;
-use crate::config::{CephConfig, Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
+use crate::config::{CephConfig, CephfsConfig, Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
 use crate::crash::CrashPoints;
 use crate::endpoints::{self, Endpoints, inherited, lock};
 use crate::instance::Instance;
@@ -160,12 +161,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let looking = tokio::spawn(look_for_missing(engine.clone(), config.holders.clone(), helpers.clone()));
     let signs = {
         let engine = engine.clone();
-        tokio::spawn(async move {
-            loop {
-                engine.give_signs().await;
-                tokio::time::sleep(SIGNS).await;
-            }
-        })
+        tokio::spawn(async move { engine.give_signs(SIGNS).await })
     };
     let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
     let mut heartbeat = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
@@ -356,6 +352,12 @@ async fn open_drivers(
             Ok(driver) => Ok(Arc::new(driver) as Arc<dyn Driver>),
             Err(e) => Err((name.clone(), e)),
         },
+        DriverConfig::Cephfs(cephfs) => {
+            let CephfsConfig { conf, user, keyring, fs, path, repl, timeout } = cephfs.clone();
+            let folder = places.run_dir.join("devices").join(name.as_str());
+            let fs = Filesystem { conf, user, keyring, name: fs, path, timeout, folder };
+            Ok(Arc::new(CephFs::new(name.clone(), fs, repl, me.clone(), host.clone())) as Arc<dyn Driver>)
+        }
         DriverConfig::Unavailable { kind } => {
             let detail = format!("driver {name} is of type {kind}, which this version does not have");
             Err((name.clone(), Error::unavailable(detail, "use another driver, or a version that has it")))

@@ -127,7 +127,7 @@ impl Endpoints {
             socket: self.socket(&e.name).display().to_string(),
         };
         *lock(&self.served) = config.docker.iter().map(statuses).collect();
-        let choices = config.docker.iter().map(|e| choice(endpoint(e, config))).collect();
+        let choices = config.docker.iter().flat_map(|e| choices(endpoint(e, config))).collect();
         *self.choices.write().unwrap_or_else(PoisonError::into_inner) = choices;
         Ok(())
     }
@@ -181,6 +181,7 @@ fn endpoint(e: &DockerEndpoint, config: &Config) -> Endpoint {
     Endpoint {
         name: e.name.clone(),
         driver: e.driver.clone(),
+        shared: e.shared.clone(),
         hints: e.hints,
         defaults: e.defaults.clone().over(&config.volumes.defaults),
         creates: e.create == CreatePolicy::OnMount,
@@ -189,7 +190,8 @@ fn endpoint(e: &DockerEndpoint, config: &Config) -> Endpoint {
     }
 }
 
-fn choice(endpoint: Endpoint) -> Choice {
-    let Endpoint { name, driver, hints, defaults, .. } = endpoint;
-    Choice { endpoint: name, driver, hints, defaults }
+fn choices(endpoint: Endpoint) -> impl Iterator<Item = Choice> {
+    let Endpoint { name, driver, shared, hints, defaults, .. } = endpoint;
+    let choice = move |driver| Choice { endpoint: name.clone(), driver, hints, defaults: defaults.clone() };
+    std::iter::once(driver).chain(shared).map(choice)
 }

@@ -22,7 +22,7 @@ use dunnage_host::helpers::{HELPER_NAME, Registry, helper_main};
 /// What helper processes can do.
 fn registry() -> Registry {
     let registry = dunnage_host::linux::tasks(Registry::default());
-    dunnage_witnesses::tasks(dunnage_driver_ceph::tasks(dunnage_driver_local::tasks(registry)))
+    dunnage_witnesses::tasks(dunnage_driver_cephfs::tasks(dunnage_driver_ceph::tasks(dunnage_driver_local::tasks(registry))))
 }
 
 fn main() -> ExitCode {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dunnage_driver::{Adopt, Driver, NewVolume, Provision};
+use dunnage_driver::{Adopt, Adoption, Driver, NewVolume, Provision};
 use dunnage_host::{Detached, FormatRequest, MountRequest, Tried};
-use dunnage_model::{Client, Error, Result, VolumeId, VolumeInfo, VolumeState};
+use dunnage_model::{Client, Error, Result, RootPath, VolumeId, VolumeInfo, VolumeState};
 
 use crate::engine::{Engine, Known};
 use crate::lane::{Job, Lane, lock};
@@ -19,7 +19,7 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
     let driver = engine.driver(&volume.driver)?.clone();
     let watcher = engine.0.settings.watcher.clone();
     let mut work = Work { engine, volume, lane, job, driver, path: None, uuid: engine.0.settings.random.uuid(), closed: BTreeSet::new() };
-    let mut facts = Facts { shared: work.driver.share().is_some(), ..Facts::default() };
+    let mut facts = Facts { shared: work.driver.share().is_some(), carried: work.driver.is_carried(), ..Facts::default() };
     loop {
         {
             let state = lock(&lane.state);
@@ -35,7 +35,7 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
         match step {
             Step::Done(outcome) => {
                 work.settle(&facts, outcome == Outcome::StillHeld)?;
-                if planner::must_give_up(&facts) && matches!(outcome, Outcome::Created(_) | Outcome::Recovered(_)) {
+                if planner::must_give_up(&facts) && matches!(outcome, Outcome::Created(_) | Outcome::Adopted(_) | Outcome::Recovered(_)) {
                     engine.owe_later(volume, Goal::Unstage);
                 }
                 if !matches!(outcome, Outcome::Lingering(_)) {
@@ -49,7 +49,8 @@ pub(crate) async fn run(engine: &Engine, volume: &VolumeId, lane: &Lane, job: &J
                 if planner::must_recover(&job.goal, &facts) {
                     // Half made or half removed, and nobody is told of it as that.
                     engine.owe_later(volume, Goal::Recover);
-                } else if planner::must_give_up(&facts) {
+                }
+                if planner::must_give_up(&facts) {
                     // The platform says that it is ours, and it may not even be attached.
                     engine.owe_later(volume, Goal::Unstage);
                 }
@@ -116,11 +117,17 @@ impl Work<'_> {
                     // What was let go of before was another's.
                     (facts.detached, facts.given_up) = (None, false);
                     (facts.own_tried, facts.owned) = (facts.shared, facts.shared);
+                } else if facts.shared && matches!(self.job.goal, Goal::Adopt(_)) {
+                    let adoption = self.adoption(facts, None)?;
+                    facts.provision_tried = true;
+                    self.adopt()?.claim(&adoption, &self.engine.me()).await?;
+                    (facts.detached, facts.given_up) = (None, false);
+                    facts.own_tried = true;
                 } else {
                     self.write_intent(Some(Intent { operation: self.job.operation.clone(), goal: self.job.goal.word().to_owned() }))?;
                 }
-                // What was removed before was another's; from now on a removal undoes this run.
-                facts.removed = None;
+                // What was removed or recovered before was another's; from now on that undoes this run.
+                (facts.removed, facts.recovered) = (None, None);
                 facts.recorded = true;
             }
             Step::Allocate => {
@@ -154,7 +161,11 @@ impl Work<'_> {
                 facts.named = true;
             }
             Step::Confirm => {
-                self.owning(facts)?.confirm().await?;
+                match facts.at.flatten() {
+                    _ if facts.shared => self.owning(facts)?.confirm().await?,
+                    Some(there) => self.driver.confirm(name, there.device).await?,
+                    None => return Err(Error::internal("nothing is mounted that could be confirmed")),
+                }
                 facts.confirmed = true;
             }
             Step::GiveUp => {
@@ -242,10 +253,7 @@ impl Work<'_> {
                 facts.renewed = true;
             }
             Step::Adopt(root_path) => {
-                let Goal::Adopt(wanted) = &self.job.goal else { return Err(Error::internal("nothing is to be adopted")) };
-                let stranger = facts.stranger.as_ref().and_then(Option::as_ref);
-                let adoption = planner::adoption(wanted, stranger, root_path.clone(), name, self.engine.0.settings.clock.now());
-                let info = self.adopt()?.adopt(&adoption).await?;
+                let info = self.adopt()?.adopt(&self.adoption(facts, root_path.clone())?).await?;
                 self.remember(Some(&info));
                 facts.adopted = true;
             }
@@ -256,8 +264,13 @@ impl Work<'_> {
             }
             Step::Recover => {
                 let done = self.provision()?.recover(name).await?;
-                self.remember(self.driver.inspect(name).await?.as_ref());
-                facts.recovered = Some(done);
+                let info = self.driver.inspect(name).await?;
+                self.remember(info.as_ref());
+                if info.is_none() {
+                    // Nobody owns what is not there.
+                    (facts.own_tried, facts.owned) = (false, false);
+                }
+                (facts.volume, facts.recovered) = (Some(info), Some(done));
             }
         }
         Ok(())
@@ -319,6 +332,12 @@ impl Work<'_> {
             let detail = format!("driver {} does not adopt volumes", self.driver.name());
             Error::invalid("driver", detail, "make a volume, and copy the data into it")
         })
+    }
+
+    fn adoption(&self, facts: &Facts, root_path: Option<RootPath>) -> Result<Adoption> {
+        let Goal::Adopt(wanted) = &self.job.goal else { return Err(Error::internal("nothing is to be adopted")) };
+        let stranger = facts.stranger.iter().flatten().next();
+        Ok(planner::adoption(wanted, stranger, root_path, &self.volume.name, self.engine.0.settings.clock.now()))
     }
 
     fn new_storage(&self) -> Result<&std::path::Path> {

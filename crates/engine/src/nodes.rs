@@ -1,13 +1,15 @@
 //! The nodes that share volumes with this one: how they stand, and what an operator may do to one that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use dunnage_driver::{Share, Sign};
-use dunnage_model::{BootId, Bytes, Client, DriverName, Error, Kind, NodeId, OwnerRecord, Result, VolumeId, VolumeName};
+use dunnage_model::{BootId, Client, DriverName, Error, Kind, NodeId, OwnerRecord, Result, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Call, Engine};
-use crate::ownership::liveness::{Observer, Standing};
+use crate::lane::Job;
+use crate::ownership::liveness::Standing;
 use crate::planner::Goal;
 
 /// How a node stands, as far as it can be seen from here.
@@ -73,9 +75,8 @@ impl Engine {
             let detail = format!("no other node can have a volume of driver {name}");
             return Err(Error::invalid("driver", detail, "leave --driver out"));
         }
-        let wanted = |name: &&DriverName| driver.is_none_or(|wanted| wanted == *name);
-        let shared = self.0.drivers.iter().filter(|(_, driver)| driver.share().is_some()).map(|(name, _)| name);
-        Ok(shared.filter(wanted).cloned().collect())
+        let shared = self.shared_drivers().into_iter();
+        Ok(shared.filter(|name| driver.is_none_or(|wanted| wanted == name)).collect())
     }
 
     /// All nodes that share volumes with this one, and one sentence for each driver that does not say.
@@ -135,7 +136,10 @@ impl Engine {
         if !watched {
             for (volume, record) in owned {
                 let clients: BTreeSet<Client> = record.clients().cloned().unwrap_or_default();
-                open |= !clients.is_empty() && !share.clients(volume).await?.is_disjoint(&clients);
+                open = !clients.is_empty() && !share.clients(volume).await?.is_disjoint(&clients);
+                if open {
+                    break;
+                }
             }
         }
         let now = self.uptime();
@@ -160,41 +164,64 @@ impl Engine {
     }
 
     /// Cuts off a node that is gone: whatever is its becomes free, and it takes nothing before it is pardoned. One that lives is
-    /// refused unless `force`: its containers would lose their volumes at once.
+    /// refused unless `force`: its containers would lose their volumes at once. What was begun goes on when the caller has gone.
     pub async fn fence_node(&self, call: &Call, driver: Option<&DriverName>, node: &NodeId, force: bool) -> Result<Vec<Evicted>> {
         if *node == *self.node() {
             let detail = "it is this very node, which cannot cut itself off";
             return Err(Error::invalid("node", detail, "ask another node, or stop the daemon with --release"));
         }
-        let mut jobs = Vec::new();
-        for name in self.shared(driver)? {
-            let driver = self.driver(&name)?.clone();
-            let Some(share) = driver.share() else { continue };
-            let owned: Vec<_> =
-                share.owners().await?.into_iter().filter(|(_, record)| record.owner().is_some_and(|o| o.node == *node)).collect();
-            if owned.is_empty() && !share.nodes().await?.contains(node) {
-                let detail = format!("driver {name} knows no node {node}");
-                return Err(Error::not_found(detail, "look at 'dunnage node ls'"));
+        let (engine, drivers) = (self.clone(), self.shared(driver)?);
+        let (begun, target) = (call.clone(), node.clone());
+        let fencing = tokio::spawn(async move { engine.begin_fence(&begun, drivers, &target, force).await });
+        let jobs = match tokio::time::timeout(call.patience, fencing).await {
+            Ok(Ok(outcome)) => outcome?,
+            Ok(Err(e)) => return Err(Error::internal(format!("the fence ended early: {e}"))),
+            Err(_) => {
+                return Err(Error::timeout("fence", "the platform did not answer in time, and the fence goes on").during(&call.operation));
             }
-            if !force && share.sign(node).await?.is_some_and(|sign| sign.watched) {
-                let kind = Kind::InUse { holders: vec![format!("node {node}")], node: node.to_string() };
-                let next = "stop it first; or, if its containers are to lose their volumes at once, say --force";
-                return Err(Error::new(kind, format!("node {node} lives: it answered just now"), next));
-            }
-            // First, so that it takes nothing while it is cut off.
-            share.bar(node, true).await?;
-            for (volume, _) in owned {
-                let volume = VolumeId { driver: name.clone(), name: volume };
-                let job = self.submit(call, &volume, Goal::Evict(node.clone()));
-                jobs.push((volume, job));
-            }
-        }
+        };
         let mut evicted = Vec::new();
         for (volume, job) in jobs {
             let error = self.wait(call, &volume, &job).await.err();
             evicted.push(Evicted { volume, error });
         }
         Ok(evicted)
+    }
+
+    /// Nothing is done to any driver's volumes before all that know the node were asked whether it lives.
+    async fn begin_fence(&self, call: &Call, drivers: Vec<DriverName>, node: &NodeId, force: bool) -> Result<Vec<(VolumeId, Arc<Job>)>> {
+        let mut known = Vec::new();
+        for name in drivers {
+            let driver = self.driver(&name)?.clone();
+            let Some(share) = driver.share() else { continue };
+            let is_its = |record: &OwnerRecord| record.owner().is_some_and(|owner| owner.node == *node);
+            if !share.nodes().await?.contains(node) && !share.owners().await?.iter().any(|(_, record)| is_its(record)) {
+                continue;
+            }
+            if !force && share.sign(node).await?.is_some_and(|sign| sign.watched) {
+                let kind = Kind::InUse { holders: vec![format!("node {node}")], node: node.to_string() };
+                let next = "stop it first; or, if its containers are to lose their volumes at once, say --force";
+                return Err(Error::new(kind, format!("node {node} lives: it answered just now"), next));
+            }
+            known.push((name, driver));
+        }
+        if known.is_empty() {
+            return Err(Error::not_found(format!("no driver knows a node {node}"), "look at 'dunnage node ls'"));
+        }
+        let mut jobs = Vec::new();
+        for (name, driver) in known {
+            let Some(share) = driver.share() else { continue };
+            // First, so that it takes nothing while it is cut off.
+            share.bar(node, true).await?;
+            for (volume, record) in share.owners().await? {
+                if record.owner().is_some_and(|owner| owner.node == *node) {
+                    let volume = VolumeId { driver: name.clone(), name: volume };
+                    let job = self.submit(call, &volume, Goal::Evict(node.clone()));
+                    jobs.push((volume, job));
+                }
+            }
+        }
+        Ok(jobs)
     }
 
     /// Lets a node that was cut off take volumes again.
@@ -208,21 +235,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Whose a volume is, and what is spent on it, as the platform says; nothing of what it has no word for.
-    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<(Option<OwnerRecord>, Option<Bytes>)> {
+    /// Whose a volume is, as the platform says; nothing for one that no other node can have.
+    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<Option<OwnerRecord>> {
         let driver = self.driver(&volume.driver)?.clone();
-        let record = match driver.share() {
-            Some(share) => share.owner(&volume.name).await?.map(|found| found.record),
-            None => None,
-        };
-        Ok((record, driver.spent(&volume.name).await?))
-    }
-}
-
-impl crate::own::Seen {
-    /// What is known of a run of a node.
-    pub(crate) fn observer(&mut self, node: &NodeId, boot: &BootId, now: std::time::Duration) -> &mut Observer {
-        let key = (node.to_string(), boot.to_string());
-        self.observers.entry(key).or_insert_with(|| Observer::new(boot.clone(), now))
+        let Some(share) = driver.share() else { return Ok(None) };
+        Ok(share.owner(&volume.name).await?.map(|found| found.record))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use dunnage_driver::Share;
-use dunnage_model::{Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, Preempt, Result, VolumeId};
+use dunnage_model::{BootId, Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, Preempt, Result, VolumeId};
 
 use crate::engine::Engine;
 use crate::lane::{Job, Lane, lock};
@@ -28,9 +28,11 @@ pub(crate) struct Seen {
     counter: u64,
     /// Since when our own lease has been good without a break, and when it was renewed last.
     lease: Option<(Duration, Duration)>,
-    pub observers: BTreeMap<(String, String), Observer>,
-    /// What was mounted here when another node took it, with the epoch since when.
+    observers: BTreeMap<(String, String), Observer>,
+    /// What was mounted here when another node took it, with the epoch since when: shut down already.
     lost: BTreeSet<(VolumeId, u64)>,
+    /// Somebody looks just now at what was lost.
+    looking: bool,
     /// Since when each volume has had the epoch that it has.
     epochs: BTreeMap<VolumeId, (u64, Duration)>,
 }
@@ -38,6 +40,12 @@ pub(crate) struct Seen {
 impl Seen {
     pub fn lease_since(&self, now: Duration) -> Option<Duration> {
         self.lease.filter(|(_, renewed)| now.saturating_sub(*renewed) < SILENT_AFTER / 2).map(|(since, _)| since)
+    }
+
+    /// What is known of a run of a node.
+    pub fn observer(&mut self, node: &NodeId, boot: &BootId, now: Duration) -> &mut Observer {
+        let key = (node.to_string(), boot.to_string());
+        self.observers.entry(key).or_insert_with(|| Observer::new(boot.clone(), now))
     }
 }
 
@@ -55,23 +63,31 @@ impl Engine {
         look(lock(&self.0.seen).entry(driver.clone()).or_default())
     }
 
-    /// Gives a sign of life to every platform that nodes share. To be called every few seconds; one that hangs does not keep
-    /// another waiting.
-    pub async fn give_signs(&self) {
-        let shared: Vec<DriverName> = self.0.drivers.values().filter(|driver| driver.share().is_some()).map(|d| d.name().clone()).collect();
+    /// Gives a sign of life to every platform that nodes share, every so often, until it is dropped. Each has a turn of its own: one
+    /// that hangs does not keep another waiting, the next time neither.
+    pub async fn give_signs(&self, every: Duration) {
         let mut giving = tokio::task::JoinSet::new();
-        for driver in shared {
+        for driver in self.shared_drivers() {
             let engine = self.clone();
             giving.spawn(async move {
-                if let Err(e) = engine.give_sign(&driver).await {
-                    tracing::warn!(%driver, "no sign of life could be given: {e}");
+                loop {
+                    if let Err(e) = engine.give_sign(&driver).await {
+                        tracing::warn!(%driver, "no sign of life could be given: {e}");
+                    }
+                    tokio::time::sleep(every).await;
                 }
             });
         }
         giving.join_all().await;
     }
 
-    async fn give_sign(&self, name: &DriverName) -> Result<()> {
+    /// The drivers whose volumes other nodes can have, too.
+    pub(crate) fn shared_drivers(&self) -> Vec<DriverName> {
+        self.0.drivers.values().filter(|driver| driver.share().is_some()).map(|driver| driver.name().clone()).collect()
+    }
+
+    /// Gives one sign of life to one platform.
+    pub async fn give_sign(&self, name: &DriverName) -> Result<()> {
         let driver = self.driver(name)?.clone();
         let Some(share) = driver.share() else { return Ok(()) };
         let asked = self.uptime();
@@ -87,17 +103,31 @@ impl Engine {
             since.is_some()
         });
         // Whoever was away for a while may have lost what it had.
-        if (!unbroken || counter.is_multiple_of(SIGNS_BETWEEN_LOOKS))
-            && let Err(e) = self.let_go_of_lost(name, share).await
-        {
-            tracing::warn!(driver = %name, "nobody can say whether what is mounted is this node's still: {e}");
+        if !unbroken || counter.is_multiple_of(SIGNS_BETWEEN_LOOKS) {
+            self.look_for_lost(name);
         }
         Ok(())
     }
 
+    /// Lets go of what was lost, behind the back of the signs of life: what is mounted may hang.
+    fn look_for_lost(&self, name: &DriverName) {
+        if self.seen(name, |seen| std::mem::replace(&mut seen.looking, true)) {
+            return;
+        }
+        let (engine, name) = (self.clone(), name.clone());
+        tokio::spawn(async move {
+            if let Err(e) = engine.let_go_of_lost(&name).await {
+                tracing::warn!(driver = %name, "nobody can say whether what is mounted is this node's still: {e}");
+            }
+            engine.seen(&name, |seen| seen.looking = false);
+        });
+    }
+
     /// Shuts down what is mounted here and has become another node's. Safety needs none of it: that node has had us cut off. But
     /// what is in memory would be read as if nothing had happened, until somebody writes.
-    async fn let_go_of_lost(&self, name: &DriverName, share: &dyn Share) -> Result<()> {
+    async fn let_go_of_lost(&self, name: &DriverName) -> Result<()> {
+        let driver = self.driver(name)?.clone();
+        let Some(share) = driver.share() else { return Ok(()) };
         let staged = |lane: &Lane| lock(&lane.state).entry.staged.map(|staged| staged.device);
         let mounted: Vec<_> = crate::view::read(&self.0.lanes)
             .iter()
@@ -110,12 +140,14 @@ impl Engine {
             if found.record.owner().is_none_or(|owner| *owner == self.me()) {
                 continue;
             }
-            let first = self.seen(name, |seen| seen.lost.insert((volume.clone(), found.record.epoch)));
-            if first {
-                let owner = found.record.owner().map(|owner| owner.node.to_string()).unwrap_or_default();
-                let shut = self.0.settings.host.mounts.shut_down(&self.target(&volume), device).await?;
-                tracing::error!(%volume, %owner, shut, "another node has taken it: what is mounted here is cut off from its data");
+            let lost = (volume, found.record.epoch);
+            if self.seen(name, |seen| seen.lost.contains(&lost)) {
+                continue;
             }
+            let owner = found.record.owner().map(|owner| owner.node.to_string()).unwrap_or_default();
+            let shut = self.0.settings.host.mounts.shut_down(&self.target(&lost.0), device).await?;
+            tracing::error!(volume = %lost.0, %owner, shut, "another node has taken it: what is mounted here is cut off from its data");
+            self.seen(name, |seen| seen.lost.insert(lost));
         }
         Ok(())
     }
@@ -135,10 +167,10 @@ impl Owning<'_> {
     async fn claim(&self) -> Result<Claim> {
         let mine = self.share.mine(&self.volume.name).await?;
         // What another node has is neither removed nor let go of nor finished, and nobody waits with it. What a dead one was making
-        // is anybody's to undo.
-        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage | Goal::Recover);
+        // is anybody's to undo. And nobody's mapping is cut off because somebody has adopted what it maps.
+        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage | Goal::Recover | Goal::Adopt(_));
         let policy = match self.job.goal {
-            Goal::Recover | Goal::Create { .. } => Preempt::IfDead,
+            Goal::Recover | Goal::Create { .. } | Goal::Adopt(_) => Preempt::IfDead,
             _ if impatient => Preempt::Never,
             _ => self.policy,
         };

@@ -207,7 +207,9 @@ fn from_strangers(claim: &Claim, record: &OwnerRecord, strangers: BTreeSet<Clien
         Preempt::Never | Preempt::IfDead => {
             let who = strangers.iter().map(|client| format!("client {client}")).collect();
             let kind = Kind::InUse { holders: who, node: "another".to_owned() };
-            let next = "find out what it is and end it, or ask with preempt=always, which cuts it off";
+            // A removal or an adoption takes nothing from anybody.
+            let or_always = if claim.impatient { "" } else { ", or ask with preempt=always, which cuts it off" };
+            let next = format!("find out what it is and end it{or_always}");
             Move::Refuse(Error::new(kind, "something that Dunnage knows nothing of has it open on the platform", next))
         }
     }

@@ -215,6 +215,8 @@ pub struct Facts {
     pub cancelled: bool,
     /// Other nodes can attach it, too.
     pub shared: bool,
+    /// A process stands between what is mounted and its data.
+    pub carried: bool,
 
     pub volume: Option<Option<VolumeInfo>>,
     pub at: Option<Option<MountedAt>>,
@@ -286,8 +288,12 @@ fn cancelled() -> Error {
 }
 
 fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
-    let failure = f.failure.clone().or_else(|| f.cancelled.then(cancelled)).filter(|_| !f.published);
-    if let Some(error) = failure {
+    if f.published {
+        // It is there, whatever becomes of the rest; what could not be given up is owed.
+        let give_up = must_give_up(f) && f.failure.is_none();
+        return if give_up { Step::GiveUp } else { Step::Done(Outcome::Created(CreateAction::Created)) };
+    }
+    if let Some(error) = f.failure.clone().or_else(|| f.cancelled.then(cancelled)) {
         return undo_create(f, error);
     }
     let Some(found) = &f.volume else { return Step::Inspect };
@@ -331,9 +337,7 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
             Some(Probe::Blank) if !f.formatted => Step::Format,
             Some(Probe::Blank) if f.attached_new && f.detached.is_none() => Step::Detach(None),
             Some(Probe::Blank) if f.detached == Some(Detached::Lingering) => undo_create(f, still_in_use("create it again")),
-            Some(Probe::Blank) if !f.published => Step::Publish,
-            Some(Probe::Blank) if must_give_up(f) && f.failure.is_none() => Step::GiveUp,
-            Some(Probe::Blank) => Step::Done(Outcome::Created(CreateAction::Created)),
+            Some(Probe::Blank) => Step::Publish,
             // Not even looked into any further: it is this run's own, and goes with its record.
             Some(other) => undo_create(f, not_blank(other)),
         },
@@ -357,8 +361,12 @@ fn undo_create(f: &Facts, error: Error) -> Step {
 
 /// What this run has made or removed is half done, or may be, and nobody is told of it as that.
 pub(crate) fn must_recover(goal: &Goal, f: &Facts) -> bool {
-    let half_made = f.shared && !f.published && (!f.recorded || f.removed.is_none());
-    f.provision_tried && (f.undo_failed || (matches!(goal, Goal::Create { .. }) && half_made))
+    let half_made = match goal {
+        Goal::Create { .. } => f.shared && !f.published && (!f.recorded || f.removed.is_none()),
+        Goal::Adopt(_) => f.shared && !f.adopted && f.recovered.is_none(),
+        _ => false,
+    };
+    f.provision_tried && (f.undo_failed || half_made)
 }
 
 /// A record or a removal that failed may have been made, or half of it: what it left is finished or undone first.
@@ -394,9 +402,9 @@ fn stage(f: &Facts) -> Step {
     if let (Some(there), Some(staged)) = (at, f.staged)
         && there.device == staged.device
     {
-        // What another node has taken is mounted here still, and dead.
+        // What another node has taken is mounted here still, and dead; so is that whose carrier has died.
         let joined = || Step::Done(Outcome::Staged(MountAction::Joined));
-        return if f.shared && !f.confirmed { Step::Confirm } else { joined() };
+        return if (f.shared || f.carried) && !f.confirmed { Step::Confirm } else { joined() };
     }
     let info = match &f.volume {
         None => return Step::Inspect,
@@ -485,7 +493,13 @@ fn is_detached(f: &Facts) -> bool {
 
 /// Other nodes wait for it, or will: this run, or an earlier one whose device it has detached, may have made it this node's.
 pub(crate) fn must_give_up(f: &Facts) -> bool {
-    f.shared && (f.own_tried || matches!(f.detached, Some(Detached::Done | Detached::Killed))) && !f.given_up
+    let detached = match f.detached {
+        Some(Detached::Done | Detached::Killed) => true,
+        // A detach that failed may have been done, and the next one found nothing more.
+        Some(Detached::NotThere) => f.failure.is_some(),
+        Some(Detached::Lingering) | None => false,
+    };
+    f.shared && (f.own_tried || detached) && !f.given_up
 }
 
 fn foreign_mount(device: DeviceNumber) -> Error {
@@ -498,9 +512,10 @@ fn foreign_mount(device: DeviceNumber) -> Error {
 }
 
 fn unstage(f: &Facts) -> Step {
-    // A holder that came while we waited wins, until the unmount is done. (What others can have and is detached here is given up by who
-    // has seen that it was in order.)
-    if f.holders > 0 && f.unmounted.is_none() && !(f.shared && is_detached(f)) {
+    // A holder that came while we waited wins, until the unmount is done. (What others can have and is not mounted and detached here is
+    // given up first, by who has seen that it was detached in order.)
+    let on_its_way = f.shared && f.at == Some(None) && is_detached(f);
+    if f.holders > 0 && f.unmounted.is_none() && !on_its_way {
         return Step::Done(Outcome::StillHeld);
     }
     match (&f.failure, &f.unmounted) {

@@ -161,6 +161,12 @@ impl Engine {
         }
     }
 
+    /// Whether memory or the ledger knows a volume. Asks nobody, and `false` says nothing.
+    pub fn remembers(&self, volume: &VolumeId) -> bool {
+        let lane = || read(&self.0.lanes).get(volume).is_some_and(|lane| !lock(&lane.state).entry.is_empty());
+        read(&self.0.known).contains_key(volume) || lane()
+    }
+
     /// The platform does not have it as a volume of ours; what is mounted may be the last copy.
     fn absent(&self, volume: &VolumeId) -> Error {
         let lane = read(&self.0.lanes).get(volume).cloned();
@@ -275,17 +281,20 @@ impl Engine {
             }
         }
         let (engine, id) = (self.clone(), volume.clone());
-        let asking = tokio::spawn(async move { engine.ownership(&id).await });
+        let whose = tokio::spawn(async move { engine.ownership(&id).await });
+        let (driver, name) = (self.driver(&volume.driver)?.clone(), volume.name.clone());
+        let spent = tokio::spawn(async move { driver.spent(&name).await });
         let mut ownership = None;
-        match tokio::time::timeout(DOUBT, asking).await {
-            Ok(Ok(Ok((record, spent)))) => {
-                ownership = record;
-                if spent.is_some() {
-                    view.info = Arc::new(VolumeInfo { usage: Usage { spent }, ..(*view.info).clone() });
-                }
-            }
+        match tokio::time::timeout(DOUBT, whose).await {
+            Ok(Ok(Ok(record))) => ownership = record,
             Ok(Ok(Err(e))) => notes.push(format!("whose it is cannot be said: {e}")),
             _ => notes.push("the platform does not say whose it is".to_owned()),
+        }
+        match tokio::time::timeout(DOUBT, spent).await {
+            Ok(Ok(Ok(None))) => {}
+            Ok(Ok(Ok(spent))) => view.info = Arc::new(VolumeInfo { usage: Usage { spent }, ..(*view.info).clone() }),
+            Ok(Ok(Err(e))) => notes.push(format!("what is spent on it cannot be said: {e}")),
+            _ => notes.push("the platform does not say what is spent on it".to_owned()),
         }
         Ok(Inspection { volume: view, node: self.node().to_string(), space, ownership, notes })
     }
@@ -386,6 +395,18 @@ impl Engine {
                 }
                 Ok(_) => {}
                 Err(e) => failed.push(e),
+            }
+        }
+        for driver in self.0.drivers.values() {
+            let closing = {
+                let driver = driver.clone();
+                tokio::spawn(async move { driver.close().await })
+            };
+            match tokio::time::timeout(call.patience, closing).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(e))) => failed.push(e),
+                Ok(Err(e)) => failed.push(Error::internal(format!("the end of driver {} ended early: {e}", driver.name()))),
+                Err(_) => failed.push(Error::timeout("close", "the platform did not answer in time")),
             }
         }
         failed

@@ -10,12 +10,19 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use common::{Machine, Recorder, call, create, docker, endpoint, hold, injected, mount, rest, unmount, volume};
-use dunnage_driver::{Adopt, Attached, Attachment, Capacity, Driver, Listing, Provision, Reach, Share, Sign, Versioned, is_barred};
+use common::{Machine, Recorder, TaskFault, call, create, docker, endpoint, hold, injected, mount, rest, unmount, volume};
+use dunnage_driver::{
+    Adopt, Adoption, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach, Share, Sign, Stranger,
+    Versioned, is_barred,
+};
 use dunnage_driver_local::Local;
-use dunnage_engine::Engine;
+use dunnage_engine::{AdoptRequest, Engine};
 use dunnage_host::{Detached, DeviceNumber};
-use dunnage_model::{Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, OwnerState, Preempt, Result, VolumeInfo, VolumeName};
+use dunnage_model::{
+    AdoptAction, Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, OwnerState, PartialSpec, Preempt, RemoveAction, Result,
+    Usage, VolumeId, VolumeInfo, VolumeName, VolumeState,
+};
+use uuid::Uuid;
 
 /// What all nodes share: records, who has what open, who is fenced, who gave a sign.
 #[derive(Default)]
@@ -28,6 +35,8 @@ struct Platform {
     attached: u64,
     /// What was changed, in order.
     story: Vec<String>,
+    /// What is being adopted.
+    adopting: BTreeMap<VolumeName, VolumeInfo>,
     /// How many more calls work before one fails; whether that one does its work.
     fails_after: Option<(usize, bool)>,
 }
@@ -78,7 +87,8 @@ impl Driver for Shared {
         self.local.list().await
     }
     async fn inspect(&self, name: &VolumeName) -> Result<Option<VolumeInfo>> {
-        self.local.inspect(name).await
+        let adopting = self.platform.lock().expect("platform").adopting.get(name).cloned();
+        if adopting.is_some() { Ok(adopting) } else { self.local.inspect(name).await }
     }
     async fn attach(&self, name: &VolumeName) -> Result<Attached> {
         let attached = self.local.attach(name).await?;
@@ -112,13 +122,95 @@ impl Driver for Shared {
         self.local.capacity().await
     }
     fn provision(&self) -> Option<&dyn Provision> {
-        self.local.provision()
+        Some(self)
     }
     fn adopt(&self) -> Option<&dyn Adopt> {
-        None
+        Some(self)
     }
     fn share(&self) -> Option<&dyn Share> {
         Some(self)
+    }
+}
+
+impl Shared {
+    fn making(&self) -> &dyn Provision {
+        self.local.provision().expect("it makes volumes")
+    }
+
+    fn adopting(&self) -> &dyn Adopt {
+        Driver::adopt(&self.local).expect("it adopts")
+    }
+}
+
+#[async_trait]
+impl Provision for Shared {
+    async fn record(&self, new: &NewVolume) -> Result<()> {
+        self.making().record(new).await
+    }
+    async fn allocate(&self, name: &VolumeName) -> Result<Allocated> {
+        self.making().allocate(name).await
+    }
+    async fn formatting(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
+        self.making().formatting(name, uuid).await
+    }
+    async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.making().publish(name).await
+    }
+    async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
+        self.making().remove(name).await
+    }
+    async fn recover(&self, name: &VolumeName) -> Result<Option<String>> {
+        if self.platform.lock().expect("platform").adopting.contains_key(name) {
+            return self.ask(|platform| {
+                platform.adopting.remove(name);
+                platform.owners.remove(name);
+                Some("undid its adoption".to_owned())
+            });
+        }
+        self.making().recover(name).await
+    }
+}
+
+#[async_trait]
+impl Adopt for Shared {
+    async fn strangers(&self) -> Result<Vec<Stranger>> {
+        self.adopting().strangers().await
+    }
+    async fn stranger(&self, name: &VolumeName) -> Result<Option<Stranger>> {
+        self.adopting().stranger(name).await
+    }
+    async fn claim(&self, adoption: &Adoption, me: &Owner) -> Result<()> {
+        let spec = PartialSpec::default().complete().expect("a spec");
+        let id = VolumeId { driver: self.local.name().clone(), name: adoption.name.clone() };
+        let endpoint = adoption.endpoint.clone();
+        let (state, created, usage) = (VolumeState::Creating, adoption.adopted, Usage::default());
+        let info = VolumeInfo { id, endpoint, spec, created, state, why: None, fs_uuid: None, usage };
+        let state = OwnerState::Held { owner: me.clone(), clients: None, taken: false };
+        self.ask(|platform| {
+            if platform.owners.contains_key(&adoption.name) {
+                return Err(Error::unavailable("another node makes it", "ask again"));
+            }
+            self.tell(platform, "claim");
+            let record = OwnerRecord { epoch: 1, ..OwnerRecord::new().with(state) };
+            platform.owners.insert(adoption.name.clone(), Versioned { revision: 1, record });
+            platform.adopting.insert(adoption.name.clone(), info);
+            Ok(())
+        })?
+    }
+    async fn renew(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
+        self.adopting().renew(name, uuid).await
+    }
+    async fn adopt(&self, adoption: &Adoption) -> Result<VolumeInfo> {
+        let answer = self.ask(|platform| {
+            self.tell(platform, "adopt");
+            platform.adopting.remove(&adoption.name)
+        });
+        let done = !self.platform.lock().expect("platform").adopting.contains_key(&adoption.name);
+        let info = if done { self.adopting().adopt(adoption).await } else { Err(injected()) };
+        answer.and(info)
+    }
+    async fn discard(&self, name: &VolumeName) -> Result<()> {
+        self.adopting().discard(name).await
     }
 }
 
@@ -236,7 +328,7 @@ impl Cluster {
         let policy = BTreeMap::from([(endpoint(), preempt)]);
         let engine = machine.start_as(name, vec![driver], policy, steps.clone()).await.expect("it starts");
         engine.settle().await;
-        engine.give_signs().await;
+        engine.give_sign(&volume("pg").driver).await.expect("it lives");
         rest(&engine).await;
         Node { machine, engine, steps, mine }
     }
@@ -279,11 +371,20 @@ impl Node {
         self.machine.fake.mounted().iter().any(|path| path.ends_with(Path::new("local/pg")))
     }
 
+    /// That is done behind the back of the signs.
+    async fn looks_for_what_was_lost(&self) {
+        let begun = std::time::Instant::now();
+        while self.machine.count("shut-down") == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it did not look for what it has lost");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Time goes on, and this node gives its signs of life meanwhile.
     async fn lives_for(&self, seconds: i64) {
         for _ in 0..seconds.div_euclid(3) {
             self.machine.clock.advance(3);
-            self.engine.give_signs().await;
+            self.engine.give_sign(&volume("pg").driver).await.expect("it lives");
         }
     }
 }
@@ -400,6 +501,66 @@ async fn law_6_always_takes_it_from_a_node_that_lives_and_cuts_it_off_first() {
 }
 
 #[tokio::test]
+async fn law_6_what_could_be_neither_removed_nor_looked_at_again_does_not_stay_this_node_s() {
+    let cluster = Cluster::new();
+    let a = cluster.node("a").await;
+    create(&a.engine, "pg").await.expect("created");
+    a.machine.tasks.plan("local.remove", 0, TaskFault::Error);
+    a.machine.tasks.plan("local.recover", 0, TaskFault::Error);
+    a.engine.remove(&call(&a.engine), &volume("pg")).await.expect_err("nothing works");
+    assert_eq!(cluster.state(), "held by a");
+    a.engine.sweep();
+    rest(&a.engine).await;
+    assert_eq!(cluster.state(), "free");
+    assert!(cluster.pool().join("pg/image").exists(), "it was removed after all");
+}
+
+#[tokio::test]
+async fn law_6_what_another_node_has_taken_is_shut_down_once_and_handed_to_nobody() {
+    let (cluster, a, b) = held_by_a(Preempt::Always).await;
+    hold(&b.engine, "pg", &docker("c2")).await;
+    let error = mount(&a.engine, "pg", &docker("c3")).await.err().expect("refused").to_string();
+    assert!(error.contains("node b has taken it"), "{error}");
+    a.lives_for(90).await;
+    a.looks_for_what_was_lost().await;
+    a.lives_for(90).await;
+    assert_eq!((a.machine.count("shut-down"), b.machine.count("shut-down")), (1, 0));
+    assert_eq!(cluster.state(), "held by b as b-2");
+}
+
+#[tokio::test]
+async fn law_8_a_mount_that_hangs_when_it_is_shut_down_keeps_no_sign_of_life_waiting() {
+    let (_cluster, a, b) = held_by_a(Preempt::Always).await;
+    hold(&b.engine, "pg", &docker("c2")).await;
+    let _never = a.machine.fake.hang("shut-down");
+    a.lives_for(90).await;
+    a.looks_for_what_was_lost().await;
+    // It hangs, and the next signs are given all the same.
+    tokio::time::timeout(Duration::from_secs(20), a.lives_for(90)).await.expect("signs wait for what hangs");
+}
+
+#[tokio::test]
+async fn law_6_a_node_that_is_gone_is_cut_off_by_name_for_good_and_what_it_had_is_free() {
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
+    let (name, call_of_b) = ("a".parse().expect("name"), call(&b.engine));
+    let lives = b.engine.fence_node(&call_of_b, None, &name, false).await.expect_err("it lives").to_string();
+    assert!(lives.contains("--force"), "{lives}");
+    assert!(cluster.story().is_empty() && cluster.platform.lock().expect("platform").barred.is_empty(), "a refused fence did something");
+    cluster.dies("a");
+    let evicted = b.engine.fence_node(&call_of_b, None, &name, false).await.expect("cut off");
+    assert_eq!(evicted.iter().map(|one| one.error.clone()).collect::<Vec<_>>(), [None]);
+    assert_eq!(cluster.story(), ["b: fencing by b of a-1", "b: fence a-1", "b: barrier", "b: free"]);
+    let nodes = b.engine.nodes(&call_of_b, None).await.expect("nodes").0;
+    assert_eq!(
+        nodes.iter().map(|node| (node.node.to_string(), node.fenced)).collect::<Vec<_>>(),
+        [("a".into(), true), ("b".into(), false)]
+    );
+    assert!(a.engine.give_sign(&volume("pg").driver).await.is_err(), "it was not barred");
+    b.engine.unfence_node(None, &name).await.expect("pardoned");
+    a.engine.give_sign(&volume("pg").driver).await.expect("it was pardoned");
+}
+
+#[tokio::test]
 async fn law_6_who_loses_it_while_it_attaches_reads_nothing() {
     let cluster = Cluster::new();
     let (a, b) = (cluster.node("a").await, cluster.node_with("b", Preempt::Always).await);
@@ -508,6 +669,69 @@ async fn law_6_a_platform_that_fails_at_any_call_leaves_a_volume_that_is_mounted
             }
             if all_worked {
                 assert!(a.mounted() && calls > 4, "{calls} calls");
+                break;
+            }
+        }
+    }
+}
+
+/// What somebody else has put there: a volume's image without a word of whose it is.
+async fn with_a_stranger(cluster: &Cluster, a: &Node) {
+    create(&a.engine, "pg").await.expect("created");
+    std::fs::remove_file(cluster.pool().join("pg/record.json")).expect("forgotten");
+    let mut platform = cluster.platform.lock().expect("platform");
+    platform.owners.clear();
+    platform.story.clear();
+}
+
+async fn adopt(node: &Node) -> Result<AdoptAction> {
+    let request = AdoptRequest { endpoint: endpoint(), root_path: None, moves: false, overwrite: false };
+    node.engine.adopt(&call(&node.engine), &volume("pg"), request).await
+}
+
+#[tokio::test]
+async fn law_6_what_is_adopted_is_owned_before_anything_of_it_is_read_through_a_device_and_free_afterwards() {
+    let cluster = Cluster::new();
+    let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+    with_a_stranger(&cluster, &a).await;
+    assert_eq!(adopt(&a).await.expect("adopted"), AdoptAction::Adopted);
+    let story = ["a: claim", "a: attach as a-1", "a: held by a as a-1", "a: detach", "a: adopt", "a: free"];
+    assert_eq!(cluster.story(), story);
+    a.machine.assert_clean("after the adoption");
+    hold(&b.engine, "pg", &docker("c1")).await;
+}
+
+#[tokio::test]
+async fn law_6_what_somebody_has_open_is_not_adopted_and_nobody_is_cut_off() {
+    let cluster = Cluster::new();
+    let a = cluster.node_with("a", Preempt::Always).await;
+    with_a_stranger(&cluster, &a).await;
+    let client = Client("rbd-map".to_owned());
+    cluster.platform.lock().expect("platform").open.insert("pg".parse().expect("name"), [client].into());
+    let error = adopt(&a).await.expect_err("it is in use");
+    assert!(error.word() == "in_use" && error.to_string().contains("rbd-map"), "{error}");
+    assert_eq!(cluster.story(), ["a: claim"]);
+    assert!(cluster.platform.lock().expect("platform").owners.is_empty(), "it stays somebody's");
+}
+
+#[tokio::test]
+async fn law_4_an_adoption_that_fails_at_any_call_leaves_a_stranger_or_a_volume() {
+    for works in [false, true] {
+        for calls in 0.. {
+            let cluster = Cluster::new();
+            let (a, b) = (cluster.node("a").await, cluster.node("b").await);
+            with_a_stranger(&cluster, &a).await;
+            cluster.platform.lock().expect("platform").fails_after = Some((calls, works));
+            let outcome = adopt(&a).await;
+            let all_worked = cluster.platform.lock().expect("platform").fails_after.take().is_some();
+            a.engine.sweep();
+            rest(&a.engine).await;
+            a.machine.assert_clean(&format!("after call {calls} failed"));
+            let again = adopt(&b).await.unwrap_or_else(|e| panic!("after call {calls} failed ({works}): {e}"));
+            assert!(matches!(again, AdoptAction::Adopted | AdoptAction::AlreadyThere));
+            hold(&b.engine, "pg", &docker("c1")).await;
+            if all_worked {
+                assert!(outcome.is_ok() && calls > 5, "{calls} calls");
                 break;
             }
         }

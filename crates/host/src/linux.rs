@@ -8,6 +8,7 @@ mod statmount;
 mod sys;
 mod table;
 mod tools;
+mod tree;
 mod users;
 
 use std::path::Path;
@@ -24,8 +25,9 @@ use crate::{
 
 pub use mounts::{folder_number, space_at};
 pub use prepare::{give_back, is_ours, mounted_beneath};
-pub use sys::{file_id, free_of_others, lock_folder, open_beneath, unread_by_peer};
+pub use sys::{file_id, free_of_others, lock_folder, open_beneath, to_background, unread_by_peer};
 pub use tools::{Tools, probe_file};
+pub use tree::remove_tree;
 
 /// The tasks that helpers must know for [`host`] to work.
 pub fn tasks(registry: Registry) -> Registry {

@@ -14,6 +14,8 @@ pub enum Access {
     SingleWriter,
     /// Nobody writes.
     ManyReaders,
+    /// Any number of nodes write, to a filesystem that is made for it.
+    ManyWriters,
 }
 
 /// What one holder was given.
@@ -33,7 +35,7 @@ impl Access {
     /// What a holder of a volume with this access gets.
     pub fn publish_mode(self) -> PublishMode {
         match self {
-            Access::SingleWriter => PublishMode::ReadWrite,
+            Access::SingleWriter | Access::ManyWriters => PublishMode::ReadWrite,
             Access::ManyReaders => PublishMode::ReadOnly,
         }
     }

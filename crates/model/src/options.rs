@@ -64,12 +64,12 @@ const KEYS: &[KnownKey] = &[
     key("repl", &["ha_level"], Acted),
     key("preempt", &[], Acted),
     key("ro", &["readonly"], Acted),
+    key("shared", &["sharedv4"], Acted),
     key("labels", &["label"], Acted),
     key("mountOptions", &["mount_options"], Acted),
     key("rootPath", &[], Acted),
     key("overwriteFs", &["overwritefs"], Memento),
     // Guarantees of the platforms and issues to come.
-    key("shared", &["sharedv4"], Guarantee(NO)),
     key("encrypted", &["secure"], Guarantee(NO)),
     key("encryptionKey", &["secret_key", "passphrase", "token", "token_secret", "token_secret_namespace"], Guarantee(NONE)),
     key("scale", &[], Guarantee(ONE)),
@@ -244,6 +244,7 @@ fn act(spec: &mut PartialSpec, key: &str, value: &str) -> Result<()> {
         "preempt" => spec.preempt = Some(value.parse()?),
         "repl" => spec.repl = Some(copies(key, value)?),
         "thick" => spec.thick = Some(truth(key, value)?),
+        "shared" => spec.shared = Some(truth(key, value)?),
         "ro" => spec.access = Some(if truth(key, value)? { Access::ManyReaders } else { Access::SingleWriter }),
         _ => labels(&mut spec.labels, value)?,
     }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Access, Bytes, EndpointName, Error, MountOptions, Preempt, Result, VolumeId};
+use crate::{Access, Bytes, EndpointName, Error, HintPolicy, MountOptions, Preempt, Result, VolumeId};
 
 /// The filesystems that a volume may be asked to have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Default)]
@@ -213,9 +213,9 @@ pub struct VolumeSpec {
 }
 
 impl VolumeSpec {
-    /// Its size, for people; a folder has none.
+    /// Its size, for people; a folder without a quota has none.
     pub fn shown_size(&self) -> String {
-        if self.fs == FsKind::Folder { "-".to_owned() } else { self.size.to_string() }
+        if self.size.0 == 0 { "-".to_owned() } else { self.size.to_string() }
     }
 }
 
@@ -232,6 +232,7 @@ pub struct PartialSpec {
     pub repl: Option<u32>,
     pub preempt: Option<Preempt>,
     pub access: Option<Access>,
+    pub shared: Option<bool>,
     pub root_path: Option<RootPath>,
     pub mount_options: Option<MountOptions>,
     pub labels: BTreeMap<String, String>,
@@ -255,6 +256,7 @@ impl PartialSpec {
             repl: self.repl.or(lower.repl),
             preempt: self.preempt.or(lower.preempt),
             access: self.access.or(lower.access),
+            shared: self.shared.or(lower.shared),
             root_path: self.root_path.or_else(|| lower.root_path.clone()),
             mount_options: self.mount_options.or_else(|| lower.mount_options.clone()),
             labels,
@@ -262,8 +264,18 @@ impl PartialSpec {
         }
     }
 
-    /// Refuses more than one copy, for a driver that keeps one.
+    /// Refuses writers on several nodes, for a driver that has one.
+    pub fn has_one_writer(&self, driver: &str) -> Result<()> {
+        if self.shared != Some(true) {
+            return Ok(());
+        }
+        let detail = format!("driver {driver} cannot give shared=true: one node at a time writes to its volumes");
+        Err(Error::invalid("shared", detail, "leave it out, or use a driver of type cephfs"))
+    }
+
+    /// Refuses more than one copy, for a driver that keeps one on one node.
     pub fn keeps_one_copy(&self, driver: &str) -> Result<()> {
+        self.has_one_writer(driver)?;
         match self.repl {
             Some(repl) if repl > 1 => Err(Error::invalid(
                 "repl",
@@ -272,6 +284,24 @@ impl PartialSpec {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// For a driver whose volumes are plain folders: what such a one does not have is refused, or kept as a hint where those are told.
+    pub fn in_a_folder(mut self, driver: &str, hints: HintPolicy) -> Result<PartialSpec> {
+        let cannot = [
+            ("size", self.size.replace(Bytes(0)).map(|size| size.to_string())),
+            ("fs", self.fs.take().map(|fs| fs.to_string())),
+            ("thick", self.thick.take().filter(|thick| *thick).map(|thick| thick.to_string())),
+        ];
+        for (key, value) in cannot {
+            let Some(value) = value else { continue };
+            if hints == HintPolicy::Refuse {
+                let detail = format!("driver {driver} cannot give {key}={value}: its volumes are folders");
+                return Err(Error::invalid(key, detail, "leave it out, use a driver with images, or set 'hints: warn'"));
+            }
+            self.hints.insert(key.to_owned(), value);
+        }
+        Ok(PartialSpec { fs: Some(FsKind::Folder), thick: Some(false), ..self })
     }
 
     /// The spec of a new volume, with the last defaults (16 GiB, ext4) filled in and the size checked.
@@ -299,7 +329,11 @@ impl PartialSpec {
             thick: self.thick.unwrap_or(false),
             repl: self.repl,
             preempt: self.preempt,
-            access: self.access.unwrap_or_default(),
+            access: match self.access {
+                Some(Access::ManyReaders) => Access::ManyReaders,
+                _ if self.shared == Some(true) => Access::ManyWriters,
+                _ => Access::SingleWriter,
+            },
             root_path: self.root_path.filter(|path| !path.is_root()),
             mount_options: self.mount_options.unwrap_or_default(),
             labels: self.labels,
@@ -312,14 +346,14 @@ impl PartialSpec {
     /// Owner, mode, labels, preempt and the folder for holders are set at create and then the user's; they are not compared.
     pub fn differences(&self, existing: &VolumeSpec) -> Vec<String> {
         let mut differs = Vec::new();
-        // What a folder cannot have was never promised.
-        let whole = existing.fs != FsKind::Folder;
+        // What a folder cannot have was never promised; one with a quota has a size.
+        let (whole, sized) = (existing.fs != FsKind::Folder, existing.size.0 > 0);
         let mut say = |key: &str, asked: Option<String>, is: String| {
             if let Some(asked) = asked.filter(|asked| *asked != is) {
                 differs.push(format!("{key} (asked {asked}, is {is})"));
             }
         };
-        let asked_size = self.size.filter(|_| whole).map(|s| s.round_up(4 * Bytes::KIB)).filter(|s| *s != existing.size);
+        let asked_size = self.size.filter(|_| sized).map(|s| s.round_up(4 * Bytes::KIB)).filter(|s| *s != existing.size);
         say(
             "size",
             asked_size.map(|size| size.to_string()),
@@ -328,6 +362,7 @@ impl PartialSpec {
         say("fs", self.fs.filter(|_| whole).map(|f| f.to_string()), existing.fs.to_string());
         let ro = |access: Access| (access == Access::ManyReaders).to_string();
         say("ro", self.access.map(ro), ro(existing.access));
+        say("shared", self.shared.map(|shared| shared.to_string()), (existing.access == Access::ManyWriters).to_string());
         say("mountOptions", self.mount_options.as_ref().map(ToString::to_string), existing.mount_options.to_string());
         let copies = |repl: u32| repl.to_string();
         say("repl", self.repl.map(copies), existing.repl.map_or_else(|| "what is usual there".to_owned(), copies));
@@ -395,6 +430,35 @@ pub struct VolumeInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_writers_are_had_where_they_can_be_and_refused_by_name_where_not() {
+        let shared = PartialSpec { shared: Some(true), ..Default::default() };
+        let said = shared.keeps_one_copy("local").expect_err("one writer").to_string();
+        assert!(said.starts_with("invalid_argument{shared}") && said.contains("cephfs"), "{said}");
+        let spec = shared.clone().complete().expect("good");
+        assert_eq!(spec.access, Access::ManyWriters);
+        assert_eq!(
+            PartialSpec { access: Some(Access::ManyReaders), ..shared.clone() }.complete().map(|s| s.access),
+            Ok(Access::ManyReaders)
+        );
+        assert_eq!(shared.differences(&spec), [""; 0]);
+        let other = PartialSpec { shared: Some(false), ..Default::default() };
+        assert_eq!(other.differences(&spec), ["shared (asked false, is true)"]);
+        assert!(other.keeps_one_copy("local").is_ok());
+    }
+
+    #[test]
+    fn a_folder_has_a_size_where_it_has_a_quota_and_nothing_else_of_a_filesystem() {
+        let asked = PartialSpec { size: Some(Bytes::gib(1)), fs: Some(FsKind::Xfs), ..Default::default() };
+        let said = asked.clone().in_a_folder("files", HintPolicy::Refuse).expect_err("no size").to_string();
+        assert!(said.starts_with("invalid_argument{size}"), "{said}");
+        let plain = asked.in_a_folder("files", HintPolicy::Warn).expect("told as hints").complete().expect("good");
+        assert_eq!((plain.size, plain.fs, plain.hints.len(), plain.shown_size()), (Bytes(0), FsKind::Folder, 2, "-".to_owned()));
+        let kept = VolumeSpec { size: Bytes::gib(1), ..plain.clone() };
+        let more = PartialSpec { size: Some(Bytes::gib(2)), ..Default::default() };
+        assert_eq!((more.differences(&kept).len(), more.differences(&plain).len()), (1, 0));
+    }
 
     #[test]
     fn a_layer_above_wins_and_labels_add_up() {

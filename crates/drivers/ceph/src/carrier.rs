@@ -10,9 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dunnage_host::helpers::Task;
+use dunnage_host::linux::to_background;
 use dunnage_model::{Error, Result, VolumeName};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -27,7 +28,7 @@ use crate::tasks::Place;
 const PROGRAM: &str = "qemu-storage-daemon";
 /// The file that shows the image; a loop device is put on it.
 pub const DEVICE: &str = "device";
-/// Its process number, as it writes it itself.
+/// Its process number, as it writes it itself. It takes it away as the last thing that it does, and who is killed does not.
 const PID: &str = "pid";
 /// As whom it writes. Nobody reads or writes through it before this is there.
 const CLIENT: &str = "client";
@@ -57,11 +58,9 @@ pub enum Carried {
 /// What an end came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ended {
-    /// It had ended before, or never run.
-    Before,
     /// It has closed the image, with every write of its own answered.
     InOrder,
-    /// It did not end when it was told to: what it had sent may be on its way.
+    /// It was killed, by whomever: what it had sent may be on its way.
     Killed,
 }
 
@@ -165,29 +164,19 @@ impl Task for Start {
         let said = File::options().create(true).truncate(true).write(true).mode(0o600).open(folder.join(SAID)).map_err(os(&what))?;
         let mut command = Command::new(PROGRAM);
         command.args(["--blockdev", &blockdev.to_string(), "--export", &export(&folder), "--daemonize", "--pidfile"]);
-        command.arg(folder.join(PID)).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
-        let mut child = command.spawn().map_err(|e| match e.kind() {
+        command.arg(folder.join(PID)).stdout(Stdio::null()).stderr(said);
+        let status = to_background(&mut command, START).map_err(|e| match e.kind() {
             ErrorKind::NotFound => Error::unavailable(
                 format!("there is neither an rbd module in this kernel nor {PROGRAM} on this node"),
                 "install the packages qemu-system-common and qemu-block-extra",
             ),
             _ => os(format_args!("cannot start {PROGRAM}"))(e),
         })?;
-        let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait().map_err(os(format_args!("cannot wait for {PROGRAM}")))? {
-                break status;
-            }
-            if begun.elapsed() > START {
-                // The one that waits, and the one that is waited for.
-                let _ = child.kill();
-                let _ = child.wait();
-                end(&folder, Duration::ZERO)?;
-                let detail = format!("image {image:?} of pool {pool:?} could not be opened within {} s", START.as_secs());
-                return Err(Error::unavailable(detail, "look at 'ceph status' and at the network to its storage daemons"));
-            }
-            std::thread::sleep(Duration::from_millis(2));
+        let Some(status) = status else {
+            // The one that was waited for.
+            end(&folder, Duration::ZERO)?;
+            let detail = format!("image {image:?} of pool {pool:?} could not be opened within {} s", START.as_secs());
+            return Err(Error::unavailable(detail, "look at 'ceph status' and at the network to its storage daemons"));
         };
         if status.success() {
             return Ok(());
@@ -235,23 +224,25 @@ impl Task for End {
     type Output = Ended;
 
     fn run(self) -> Result<Ended> {
-        let ended = end(&self.folder, END)?;
+        end(&self.folder, END)?;
+        let in_order = !self.folder.join(PID).exists();
         clear(&self.folder)?;
-        Ok(ended)
+        Ok(if in_order { Ended::InOrder } else { Ended::Killed })
     }
 }
 
-fn end(folder: &Path, patience: Duration) -> Result<Ended> {
-    let Some(pid) = process(folder)? else { return Ok(Ended::Before) };
+/// Ends it, if it runs.
+fn end(folder: &Path, patience: Duration) -> Result<()> {
+    let Some(pid) = process(folder)? else { return Ok(()) };
     let failed = |e: rustix::io::Errno| Error::os(format_args!("cannot end {PROGRAM} (pid {})", pid.as_raw_nonzero()), &e.into());
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(Ended::Before),
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
         Err(e) => return Err(failed(e)),
     };
     // From here on the number cannot become another's; it may have before.
     if process(folder)? != Some(pid) {
-        return Ok(Ended::Before);
+        return Ok(());
     }
     let ended_by = |signal, patience: Duration| -> Result<bool> {
         match pidfd_send_signal(&pidfd, signal) {
@@ -263,10 +254,10 @@ fn end(folder: &Path, patience: Duration) -> Result<Ended> {
         Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).map_err(failed)? > 0)
     };
     if !patience.is_zero() && ended_by(Signal::TERM, patience)? {
-        return Ok(Ended::InOrder);
+        return Ok(());
     }
     if ended_by(Signal::KILL, END)? {
-        return Ok(Ended::Killed);
+        return Ok(());
     }
     Err(Error::unavailable(format!("{PROGRAM} (pid {}) does not die", pid.as_raw_nonzero()), "look what it waits for in the kernel"))
 }

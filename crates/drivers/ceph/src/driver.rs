@@ -1,5 +1,7 @@
 //! The driver: volumes that are images of RBD.
 
+mod adopt;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,13 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dunnage_driver::{
     Adopt, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Phase, Provision, Reach, Share, Sign, Versioned,
-    VolumeRecord,
 };
 use dunnage_host::helpers::{Runner, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopRequest};
 use dunnage_model::{
-    Bytes, Client, DriverName, Error, HERE, HintPolicy, Kind, NodeId, Owner, OwnerRecord, OwnerState, PartialSpec, RemoveAction, Result,
-    Usage, VolumeInfo, VolumeName, VolumeSpec, VolumeState,
+    Bytes, Client, DriverName, Error, HERE, HintPolicy, Kind, NodeId, Owner, OwnerRecord, PartialSpec, RemoveAction, Result, Usage,
+    VolumeInfo, VolumeName, VolumeSpec, VolumeState,
 };
 use uuid::Uuid;
 
@@ -26,6 +27,8 @@ use crate::tasks::{
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
 use crate::{Access, ClientAddress};
+
+pub use adopt::LookInto;
 
 /// A fence that ended by itself would be none: a client that was frozen meanwhile writes again (measured). The cluster keeps no
 /// entry for ever; this is five years.
@@ -129,7 +132,7 @@ impl Ceph {
     fn info(&self, stored: Stored, image: bool) -> VolumeInfo {
         let (state, why) = match stored.volume.state() {
             VolumeState::Ready if !image => {
-                let why = format!("there is no image {} in pool {}", stored.volume.name, stored.pool);
+                let why = format!("there is no image {} in pool {}", stored.image_name(), stored.pool);
                 (VolumeState::Damaged, Some(why))
             }
             state => (state, None),
@@ -154,6 +157,16 @@ impl Ceph {
             "ask for what a pool keeps, or make one ('ceph osd pool create', 'ceph osd pool set NAME size {asked}') and add it to the driver's 'pools'"
         );
         Err(Error::invalid("repl", detail, next).of(&new.name))
+    }
+
+    /// Makes the record of a volume that nobody has made yet, and so decides whose it is.
+    async fn begin(&self, stored: &Stored) -> Result<()> {
+        let (name, data) = (&stored.volume.name, written(stored)?);
+        if !self.ask(name, CreateRecord { place: self.home(), oid: oid(name), revision: 1, data }).await? {
+            let detail = "another node makes a volume of that name at this moment";
+            return Err(Error::new(Kind::ExistsIncompatible, detail, "ask again").of(name));
+        }
+        self.ask(name, AddName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await
     }
 
     fn folder(&self, name: &VolumeName) -> PathBuf {
@@ -233,6 +246,7 @@ impl Driver for Ceph {
 
     fn complete(&self, asked: PartialSpec, defaults: &PartialSpec, _hints: HintPolicy) -> Result<VolumeSpec> {
         let spec = asked.over(defaults);
+        spec.has_one_writer(self.settings.name.as_str())?;
         let spec = PartialSpec { repl: spec.repl.or(self.settings.repl), ..spec }.complete()?;
         if spec.thick {
             let detail =
@@ -251,7 +265,7 @@ impl Driver for Ceph {
         }
         let info = |stored: Stored| {
             // Of a pool that is not ours nothing is known.
-            let image = images.get(&*stored.pool).is_none_or(|ids| ids.get(stored.volume.name.as_str()) == stored.image.as_ref());
+            let image = images.get(&*stored.pool).is_none_or(|ids| ids.get(&stored.image_name()) == stored.image.as_ref());
             self.info(stored, image)
         };
         Ok(Listing { volumes: volumes.into_iter().map(info).collect(), unreadable })
@@ -303,9 +317,9 @@ impl Driver for Ceph {
             return Ok(Detached::Lingering);
         }
         match self.end(name).await? {
-            Ended::Before | Ended::InOrder => Ok(Detached::Done),
+            Ended::InOrder => Ok(Detached::Done),
             Ended::Killed => {
-                tracing::warn!(volume = %name, "the process that carried it did not end, and was killed; its client is cut off before the volume is given up");
+                tracing::warn!(volume = %name, "the process that carried it was killed; its client is cut off before the volume is given up");
                 Ok(Detached::Killed)
             }
         }
@@ -345,7 +359,7 @@ impl Driver for Ceph {
     }
 
     fn adopt(&self) -> Option<&dyn Adopt> {
-        None
+        Some(self)
     }
 
     fn share(&self) -> Option<&dyn Share> {
@@ -357,25 +371,12 @@ impl Driver for Ceph {
 impl Provision for Ceph {
     async fn record(&self, new: &NewVolume) -> Result<()> {
         let (name, pool) = (&new.name, self.pool_for(new).await?);
-        for pool in &self.settings.pools {
-            if self.image(name, pool, name.to_string()).await?.is_some() {
-                let detail = format!("there is an image {name} in pool {pool} that Dunnage has not made");
-                let next = "choose another name, or give the image another one ('rbd rename')";
-                return Err(Error::new(Kind::ExistsIncompatible, detail, next).of(name));
-            }
+        if let Some(adopt::Located { pool, image, .. }) = self.locate(name).await? {
+            let detail = format!("there is an image {image} in pool {pool} that Dunnage has not made");
+            let next = format!("'dunnage volume adopt {name}' takes it with its data; or choose another name");
+            return Err(Error::new(Kind::ExistsIncompatible, detail, next).of(name));
         }
-        let mut owner = OwnerRecord::new();
-        if let Some(maker) = &new.maker {
-            owner.epoch = 1;
-            owner.state = OwnerState::Held { owner: maker.clone(), clients: None, taken: false };
-        }
-        let stored = Stored { volume: VolumeRecord::new(new.clone()), pool, image: None, owner, unknown: serde_json::Map::new() };
-        let data = written(&stored)?;
-        if !self.ask(name, CreateRecord { place: self.home(), oid: oid(name), revision: 1, data }).await? {
-            let detail = "another node makes a volume of that name at this moment";
-            return Err(Error::new(Kind::ExistsIncompatible, detail, "ask again").of(name));
-        }
-        self.ask(name, AddName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await
+        self.begin(&Stored::new(new.clone(), pool)).await
     }
 
     async fn allocate(&self, name: &VolumeName) -> Result<Allocated> {
@@ -426,7 +427,8 @@ impl Provision for Ceph {
     async fn remove(&self, name: &VolumeName) -> Result<RemoveAction> {
         let Some(Found { stored, .. }) = self.find(name).await? else { return Ok(RemoveAction::NotThere) };
         let open: Vec<String> = self.watchers(name, &stored).await?.iter().map(|client| format!("Ceph client {client}")).collect();
-        if !open.is_empty() {
+        // (Of one that is being adopted nothing goes but the record.)
+        if !open.is_empty() && !stored.adopting {
             let detail = "its image is open (a client that was killed is seen for half a minute)";
             return Err(Error::in_use(open, "Ceph", detail, "end what uses it, then try again").of(name));
         }
@@ -436,8 +438,9 @@ impl Provision for Ceph {
         };
         let Found { revision, stored } = self.change(name, mark).await?;
         self.remove_image(name, &stored.pool, stored.unfinished(), None).await?;
-        if let Some(id) = &stored.image {
-            self.remove_image(name, &stored.pool, name.to_string(), Some(id)).await?;
+        if let Some(id) = stored.image.as_ref().filter(|_| !stored.adopting) {
+            let image = stored.called.clone().unwrap_or_else(|| name.to_string());
+            self.remove_image(name, &stored.pool, image, Some(id)).await?;
         }
         self.ask(name, RemoveName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await?;
         self.ask(name, RemoveRecord { place: self.home(), oid: oid(name), expected: revision }).await?;
@@ -461,7 +464,8 @@ impl Provision for Ceph {
             }
             Phase::Never | Phase::Formatting { .. } => {
                 self.remove(name).await?;
-                Ok(Some("undid its creation, which was interrupted".to_owned()))
+                let what = if stored.adopting { "adoption" } else { "creation" };
+                Ok(Some(format!("undid its {what}, which was interrupted")))
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
-use dunnage_model::{Bytes, Error, Result};
+use dunnage_model::{Bytes, Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::address::ClientAddress;
@@ -146,7 +146,15 @@ impl Pool {
         // SAFETY: a live pool and a string.
         match unsafe { (api.rbd_remove)(self.raw(), wanted.as_ptr()) } {
             0 => Ok(true),
-            code if code == -libc::ENOENT => Ok(false),
+            code if code == -libc::ENOENT => match self.image_id(name)? {
+                None => Ok(false),
+                // Seen with 16.2.15 in a cluster that was full, of the rbd command too.
+                Some(_) => {
+                    let detail = format!("{}: librbd finds it no more, and it is there", self.of_image("remove", name));
+                    let next = "see whether the cluster is full ('ceph health'); if so, raise 'ceph osd set-full-ratio' a little, and it is removed";
+                    Err(Error::new(Kind::LimitReached, detail, next))
+                }
+            },
             code if code == -libc::EBUSY => {
                 // Somebody has opened it in between.
                 self.refuse_if_open(name)?;
@@ -330,6 +338,19 @@ impl Drop for Image {
 }
 
 impl Image {
+    /// Reads bytes at a place; fewer at the image's end.
+    ///
+    /// # Errors
+    /// `not_found` when it was removed, `platform_unavailable` without an answer in time.
+    pub fn read(&self, at: Bytes, length: usize) -> Result<Vec<u8>> {
+        let mut data = vec![0_u8; length];
+        // SAFETY: an open image and room for so many bytes.
+        let code = unsafe { (self.api.rbd_read)(self.raw, at.0, length, data.as_mut_ptr().cast::<c_char>()) };
+        self.done("read", c_int::try_from(code.min(0)).unwrap_or(c_int::MIN))?;
+        data.truncate(usize::try_from(code).unwrap_or(0));
+        Ok(data)
+    }
+
     /// Writes bytes at a place. They may be in the client's memory until a [`Image::flush`].
     ///
     /// # Errors
@@ -353,7 +374,11 @@ impl Image {
         if code < 0 { Err(failed(self.pool.of_image(doing, &self.name), code)) } else { Ok(()) }
     }
 
-    fn info(&self) -> Result<ImageInfo> {
+    /// What it is.
+    ///
+    /// # Errors
+    /// `not_found` when it was removed, `platform_unavailable` without an answer in time.
+    pub fn info(&self) -> Result<ImageInfo> {
         let (mut size, mut features, mut id) = (0, 0, [0_u8; 256]);
         // SAFETY: an open image, and places for what is asked for.
         unsafe {
@@ -366,7 +391,10 @@ impl Image {
     }
 
     /// What it takes of the pool, each copy counted once: its objects, as far as its own map knows.
-    fn used(&self) -> Result<Bytes> {
+    ///
+    /// # Errors
+    /// `not_found` when it was removed, `platform_unavailable` without an answer in time.
+    pub fn used(&self) -> Result<Bytes> {
         extern "C" fn add(_: u64, length: usize, exists: c_int, sum: *mut c_void) -> c_int {
             if exists != 0 {
                 // SAFETY: the argument of the call below, which waits for us.

@@ -111,6 +111,7 @@ functions! {
     rados_wait_for_latest_osdmap(RawCluster) -> c_int;
     rados_ioctx_create(RawCluster, *const c_char, *mut RawPool) -> c_int;
     rados_ioctx_destroy(RawPool);
+    rados_set_pool_full_try(RawPool);
     rados_create_write_op() -> RawWrite;
     rados_release_write_op(RawWrite);
     rados_write_op_create(RawWrite, c_int, *const c_char);
@@ -166,6 +167,7 @@ functions! {
     rbd_get_features(RawImage, *mut u64) -> c_int;
     rbd_get_id(RawImage, *mut c_char, usize) -> c_int;
     rbd_resize(RawImage, u64) -> c_int;
+    rbd_read(RawImage, u64, usize, *mut c_char) -> isize;
     rbd_write(RawImage, u64, usize, *const c_char) -> isize;
     rbd_flush(RawImage) -> c_int;
     rbd_watchers_list(RawImage, *mut RawWatcher, *mut usize) -> c_int;

@@ -25,6 +25,10 @@ const REVISION: &CStr = c"dunnage.revision";
 const EQUAL: u8 = 1;
 /// `LIBRADOS_CREATE_EXCLUSIVE`.
 const EXCLUSIVE: c_int = 1;
+/// `LIBRADOS_OPERATION_FULL_TRY`: in a full cluster it fails, instead of waiting for room.
+const FULL_TRY: c_int = 64;
+/// `LIBRADOS_OPERATION_FULL_FORCE`: in a full cluster it is done all the same.
+const FULL_FORCE: c_int = 128;
 /// What a record has room for at first; a larger one is read twice.
 const USUAL: usize = 16 << 10;
 /// Larger than any record of ours.
@@ -94,7 +98,13 @@ impl Pool {
         let mut raw = std::ptr::null_mut();
         // SAFETY: a live handle, a string, and a place for the pool's handle.
         match unsafe { (connection.api.rados_ioctx_create)(connection.raw, wanted.as_ptr(), &raw mut raw) } {
-            0 => Ok(Pool { inner: Arc::new(Inner { connection, raw }), cluster: cluster.clone(), name: name.into() }),
+            0 => {
+                // In a full cluster librados would wait for room with whatever is a write to it, a watch and a removal, too. Now they are
+                // tried, and what takes room is refused.
+                // SAFETY: it was made just now.
+                unsafe { (connection.api.rados_set_pool_full_try)(raw) }
+                Ok(Pool { inner: Arc::new(Inner { connection, raw }), cluster: cluster.clone(), name: name.into() })
+            }
             code if code == -libc::ENOENT => {
                 let next = format!("make it ('ceph osd pool create {name}', 'rbd pool init {name}') or name another one");
                 Err(Error::not_found(format!("Ceph has no pool {name:?}"), next))
@@ -128,13 +138,14 @@ impl Pool {
     /// Makes a record unless there is one: of several who do it at once one is told `true`.
     ///
     /// # Errors
-    /// `platform_unavailable` without an answer in time: it may have been made.
+    /// `limit_reached` when the cluster is full: whatever it is of would be the next to have no room. `platform_unavailable` without an
+    /// answer in time: it may have been made.
     pub fn create(&self, oid: &str, revision: u64, data: &[u8]) -> Result<bool> {
         let write = Write::new(self.api())?;
         // SAFETY: a live operation. It takes no category any more.
         unsafe { (self.api().rados_write_op_create)(write.raw, EXCLUSIVE, std::ptr::null()) }
         write.contents(revision, data);
-        match write.operate(self, oid)? {
+        match write.operate_if_full(self, oid, FULL_TRY)? {
             0 => Ok(true),
             code if code == -libc::EEXIST => Ok(false),
             code => Err(failed(self.of("create", oid), code)),
@@ -570,10 +581,15 @@ impl Write {
         }
     }
 
+    /// In a cluster that is full, too: there above all something is to be given up and removed, and a record takes next to nothing.
     pub fn operate(&self, pool: &Pool, oid: &str) -> Result<c_int> {
+        self.operate_if_full(pool, oid, FULL_FORCE)
+    }
+
+    pub fn operate_if_full(&self, pool: &Pool, oid: &str, if_full: c_int) -> Result<c_int> {
         let name = text("oid", oid)?;
         // SAFETY: a live operation that is used once, a live pool, a string, the time of now.
-        Ok(unsafe { (self.api.rados_write_op_operate)(self.raw, pool.inner.raw, name.as_ptr(), std::ptr::null_mut(), 0) })
+        Ok(unsafe { (self.api.rados_write_op_operate)(self.raw, pool.inner.raw, name.as_ptr(), std::ptr::null_mut(), if_full) })
     }
 }
 

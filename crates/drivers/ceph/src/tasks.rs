@@ -34,6 +34,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<RemoveName>()
         .with::<ListNames>()
         .with::<crate::volumes::ReadAll>()
+        .with::<crate::driver::LookInto>()
         .with::<CopiesOf>()
         .with::<SpaceOf>()
         .with::<crate::carrier::Look>()

@@ -1,9 +1,9 @@
 //! What stands in the pool of a volume: an object of its name, with what it is, where its image is, and who owns it. One object,
 //! so that one comparison guards all of it; and a set with all names, for lists.
 
-use dunnage_driver::VolumeRecord;
+use dunnage_driver::{NewVolume, Phase, VolumeRecord};
 use dunnage_host::helpers::Task;
-use dunnage_model::{Error, OwnerRecord, Result, VolumeName};
+use dunnage_model::{Error, OwnerRecord, OwnerState, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -28,6 +28,12 @@ pub struct Stored {
     /// Its image's id, once there is one. Another image of the same name is somebody else's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
+    /// What its image is called, of one that was adopted under another name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub called: Option<String>,
+    /// It is being adopted: its image is somebody else's yet, and stays when this record goes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub adopting: bool,
     /// Who owns it.
     pub owner: OwnerRecord,
     /// What a newer version wrote and we do not know: kept.
@@ -36,6 +42,17 @@ pub struct Stored {
 }
 
 impl Stored {
+    /// What is written first: whose it is.
+    pub fn new(new: NewVolume, pool: String) -> Stored {
+        let mut owner = OwnerRecord::new();
+        if let Some(maker) = new.maker.clone() {
+            owner.epoch = 1;
+            owner.state = OwnerState::Held { owner: maker, clients: None, taken: false };
+        }
+        let volume = VolumeRecord::new(new);
+        Stored { volume, pool, image: None, called: None, adopting: false, owner, unknown: Map::new() }
+    }
+
     /// Reads it. `what` names it in errors.
     pub fn parse(text: &[u8], what: &str) -> Result<Stored> {
         let damaged = |e: serde_json::Error| {
@@ -57,8 +74,8 @@ impl Stored {
     /// The name of its image.
     pub fn image_name(&self) -> String {
         match self.volume.storage {
-            dunnage_driver::Phase::Formatted { .. } => self.volume.name.to_string(),
-            _ => self.unfinished(),
+            Phase::Never | Phase::Formatting { .. } if !self.adopting => self.unfinished(),
+            _ => self.called.clone().unwrap_or_else(|| self.volume.name.to_string()),
         }
     }
 }

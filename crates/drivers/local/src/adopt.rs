@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use dunnage_driver::folder::{self as record, sync_folder};
 use dunnage_driver::{Adoption, NewVolume, Phase, Stranger, VolumeRecord};
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
@@ -15,7 +16,6 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::pool::{Store, info, os};
-use crate::record::{self, sync_folder};
 
 /// All strangers, or the one of a name.
 #[derive(Serialize, Deserialize)]

@@ -6,7 +6,6 @@
 
 mod adopt;
 mod pool;
-mod record;
 mod vfs;
 
 use std::path::{Path, PathBuf};
@@ -16,8 +15,7 @@ use dunnage_driver::{Adopt, Adoption, Allocated, Attached, Attachment, Capacity,
 use dunnage_host::helpers::{Registry, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest, Medium, Probe};
 use dunnage_model::{
-    Bytes, DriverName, Error, FsKind, HERE, HintPolicy, Kind, PartialSpec, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec,
-    VolumeState,
+    DriverName, Error, HERE, HintPolicy, Kind, PartialSpec, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec, VolumeState,
 };
 use uuid::Uuid;
 
@@ -136,25 +134,14 @@ impl Driver for Local {
     }
 
     /// A folder has neither a size nor a filesystem of its own.
-    fn complete(&self, mut asked: PartialSpec, defaults: &PartialSpec, hints: HintPolicy) -> Result<VolumeSpec> {
-        asked.keeps_one_copy(self.name.as_str())?;
-        if self.store == Store::Images {
-            return asked.over(defaults).complete();
-        }
-        let cannot = [
-            ("size", asked.size.take().map(|size| size.to_string())),
-            ("fs", asked.fs.take().map(|fs| fs.to_string())),
-            ("thick", asked.thick.take().filter(|thick| *thick).map(|thick| thick.to_string())),
-        ];
-        for (key, value) in cannot {
-            let Some(value) = value else { continue };
-            if hints == HintPolicy::Refuse {
-                let detail = format!("driver {} cannot give {key}={value}: its volumes are folders", self.name);
-                return Err(Error::invalid(key, detail, "leave it out, use a driver with images, or set 'hints: warn'"));
-            }
-            asked.hints.insert(key.to_owned(), value);
-        }
-        PartialSpec { size: Some(Bytes(0)), fs: Some(FsKind::Folder), thick: Some(false), ..asked }.over(defaults).complete()
+    fn complete(&self, asked: PartialSpec, defaults: &PartialSpec, hints: HintPolicy) -> Result<VolumeSpec> {
+        let asked = match self.store {
+            Store::Images => asked,
+            Store::Folders => asked.in_a_folder(self.name.as_str(), hints)?,
+        };
+        let spec = asked.over(defaults);
+        spec.keeps_one_copy(self.name.as_str())?;
+        spec.complete()
     }
 
     async fn list(&self) -> Result<Listing> {

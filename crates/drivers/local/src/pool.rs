@@ -2,21 +2,19 @@
 
 use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use dunnage_driver::folder::{self as record, sync_folder};
 use dunnage_driver::{Capacity, Listing, NewVolume, Phase, VolumeRecord};
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
-use dunnage_host::linux::{folder_number, lock_folder, probe_file, space_at};
+use dunnage_host::linux::{folder_number, lock_folder, probe_file, remove_tree, space_at};
 use dunnage_host::{DeviceNumber, Probe, Space};
 use dunnage_model::{Bytes, DriverName, Error, Kind, RemoveAction, Result, Usage, VolumeInfo, VolumeName, VolumeState};
 use rustix::fs::FallocateFlags;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-
-use crate::record::{self, sync_folder};
 
 /// The file that has the volume in it.
 pub const IMAGE: &str = "image";
@@ -421,54 +419,6 @@ fn remove(pool: &Path, store: Store, name: &VolumeName, record: &VolumeRecord) -
     }
     sync_folder(pool).map_err(os(what))?;
     Ok(RemoveAction::Removed)
-}
-
-/// Removes a folder and all that is in it. No link is followed, and no mount is gone into: what somebody has mounted inside is
-/// theirs, and makes it fail.
-fn remove_tree(folder: &Path) -> std::io::Result<()> {
-    use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, openat2, unlinkat};
-    let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-    let top = rustix::fs::open(folder, open, Mode::empty())?;
-    // The way down to where it is at; a folder is opened anew from the top, so that depth costs no descriptors.
-    let mut way: Vec<PathBuf> = Vec::new();
-    loop {
-        let here = openat2(&top, way.last().map_or(Path::new("."), PathBuf::as_path), open, Mode::empty(), within)?;
-        let mut below = None;
-        for entry in rustix::fs::Dir::read_from(&here)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if matches!(name.to_bytes(), b"." | b"..") {
-                continue;
-            }
-            match unlinkat(&here, name, AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(rustix::io::Errno::ISDIR) => {
-                    below = Some(Path::new(std::ffi::OsStr::from_bytes(name.to_bytes())).to_owned());
-                    break;
-                }
-                Err(e) => return Err(e.into()),
-            }
-        }
-        match (below, way.last().cloned()) {
-            (Some(name), up) => {
-                let down = up.map_or_else(|| name.clone(), |path| path.join(&name));
-                if down.as_os_str().len() < 2048 {
-                    way.push(down);
-                } else {
-                    // Too deep for one path: it goes on at the top.
-                    let anew = PathBuf::from(format!(".removing-{}", Uuid::new_v4()));
-                    rustix::fs::renameat(&top, &down, &top, &anew)?;
-                    way = vec![anew];
-                }
-            }
-            (None, Some(empty)) => {
-                unlinkat(&top, &empty, AtFlags::REMOVEDIR)?;
-                way.pop();
-            }
-            (None, None) => return Ok(unlinkat(CWD, folder, AtFlags::REMOVEDIR)?),
-        }
-    }
 }
 
 #[derive(Serialize, Deserialize)]

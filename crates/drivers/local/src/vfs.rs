@@ -10,13 +10,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use dunnage_driver::Phase;
+use dunnage_driver::folder::{self as record, sync_folder};
 use dunnage_host::crash;
 use dunnage_host::helpers::Task;
 use dunnage_model::{Error, Result, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::pool::{Store, os};
-use crate::record::{self, sync_folder};
 
 /// The names of its volumes; those that no volume of ours can have are passed over.
 fn names(vfs: &Path) -> Result<Vec<VolumeName>> {

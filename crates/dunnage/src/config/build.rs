@@ -13,11 +13,11 @@ use super::options::{Giver, Notes, read_options};
 use super::share::Share;
 use super::tree::{self, Node};
 use super::{
-    Adopt, CephConfig, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig, Places, Preempt,
-    Reconcile, RemovePolicy, STORE_WORDS, rexray, show,
+    Adopt, CephConfig, CephfsConfig, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig,
+    Places, Preempt, Reconcile, RemovePolicy, STORE_WORDS, rexray, show,
 };
 
-/// Every driver type of the field that is known by name; all but `local` and `ceph` are not in this build.
+/// Every driver type of the field that is known by name; all but `local`, `ceph` and `cephfs` are not in this build.
 const KINDS: &[&str] = &[
     "local",
     "ceph",
@@ -219,6 +219,9 @@ impl Builder<'_> {
         if kind == "ceph" {
             return Some(DriverConfig::Ceph(self.ceph(section)));
         }
+        if kind == "cephfs" {
+            return Some(DriverConfig::Cephfs(self.cephfs(section)));
+        }
         if kind != "local" {
             let said = format!("{}: this build has no {kind} driver; endpoints on {name} answer platform_unavailable", field.path);
             self.config.not_served.push(said);
@@ -252,42 +255,74 @@ impl Builder<'_> {
         Some(DriverConfig::Local(local))
     }
 
-    fn ceph(&mut self, mut section: Section<'_>) -> CephConfig {
-        let mut ceph = CephConfig::default();
-        if let Some(conf) = self.file_path(&mut section, "conf") {
-            ceph.conf = conf;
+    /// How Ceph is reached, for both of its drivers.
+    fn way_to_ceph(&mut self, section: &mut Section<'_>, conf: &mut PathBuf, user: &mut String, timeout: &mut Duration) -> Option<PathBuf> {
+        if let Some(path) = self.file_path(section, "conf") {
+            *conf = path;
         }
         if let Some(field) = section.get("user")
-            && let Some(user) = field.text(self.flaws)
+            && let Some(name) = field.text(self.flaws)
         {
-            match user.strip_prefix("client.").unwrap_or(user) {
+            match name.strip_prefix("client.").unwrap_or(name) {
                 bare if bare.is_empty() || bare.chars().any(|c| c.is_whitespace() || c.is_control() || "[]".contains(c)) => {
                     field.flaw(
                         self.flaws,
-                        format!("{} is {}, which is no user of Ceph", field.path, quoted(user)),
+                        format!("{} is {}, which is no user of Ceph", field.path, quoted(name)),
                         "name one, such as dunnage",
                     );
                 }
-                bare => bare.clone_into(&mut ceph.user),
+                bare => bare.clone_into(user),
             }
         }
-        ceph.keyring = self.file_path(&mut section, "keyring");
+        if let Some(given) = section.get("timeout").and_then(|field| field.duration(Duration::from_secs(1), self.flaws)) {
+            *timeout = given;
+        }
+        self.file_path(section, "keyring")
+    }
+
+    fn copies(&mut self, section: &mut Section<'_>) -> Option<u32> {
+        let field = section.get("repl")?;
+        match field.text(self.flaws)?.parse() {
+            Ok(repl @ 1..=10) => Some(repl),
+            _ => {
+                field.flaw(self.flaws, format!("{} is no number of copies", field.path), "give it from 1 to 10");
+                None
+            }
+        }
+    }
+
+    fn cephfs(&mut self, mut section: Section<'_>) -> CephfsConfig {
+        let mut cephfs = CephfsConfig::default();
+        cephfs.keyring = self.way_to_ceph(&mut section, &mut cephfs.conf, &mut cephfs.user, &mut cephfs.timeout);
+        cephfs.repl = self.copies(&mut section);
+        cephfs.fs = section.get("fs").and_then(|field| field.text(self.flaws)).map(str::to_owned);
+        if let Some(field) = section.get("path")
+            && let Some(path) = field.text(self.flaws)
+        {
+            if path.starts_with('/') && !path.split('/').any(|part| part == "..") {
+                cephfs.path = path.into();
+            } else {
+                field.flaw(
+                    self.flaws,
+                    format!("{} is {}, which is no path from the filesystem's root", field.path, quoted(path)),
+                    "begin it with /",
+                );
+            }
+        }
+        section.end(self.flaws);
+        cephfs
+    }
+
+    fn ceph(&mut self, mut section: Section<'_>) -> CephConfig {
+        let mut ceph = CephConfig::default();
+        ceph.keyring = self.way_to_ceph(&mut section, &mut ceph.conf, &mut ceph.user, &mut ceph.timeout);
         if let Some(pool) = section.get("pool").and_then(|field| field.text(self.flaws)) {
             pool.clone_into(&mut ceph.pool);
         }
         for field in section.get_group("pools").and_then(|field| field.items(self.flaws)).unwrap_or_default() {
             ceph.pools.extend(field.text(self.flaws).map(str::to_owned).filter(|pool| *pool != ceph.pool));
         }
-        if let Some(field) = section.get("repl") {
-            match field.text(self.flaws).map(str::parse) {
-                Some(Ok(repl @ 1..=10)) => ceph.repl = Some(repl),
-                Some(_) => field.flaw(self.flaws, format!("{} is no number of copies", field.path), "give it from 1 to 10"),
-                None => {}
-            }
-        }
-        if let Some(timeout) = section.get("timeout").and_then(|field| field.duration(Duration::from_secs(1), self.flaws)) {
-            ceph.timeout = timeout;
-        }
+        ceph.repl = self.copies(&mut section);
         section.end(self.flaws);
         ceph
     }
@@ -344,6 +379,7 @@ impl Builder<'_> {
             let notes = Notes { not_served: &mut self.config.not_served, as_written: &mut self.config.as_written };
             read_options(&field, &giver, hints, &self.config.volumes.defaults, notes, self.flaws)
         });
+        let shared = section.get("shared").and_then(|field| self.shared_driver(&field));
         let create = section.get("create").and_then(|field| field.word(CreatePolicy::WORDS, self.flaws));
         let remove = section.get("remove").and_then(|field| field.word(RemovePolicy::WORDS, self.flaws));
         let preempt = section.get("preempt").and_then(|field| field.word(Preempt::WORDS, self.flaws));
@@ -351,6 +387,7 @@ impl Builder<'_> {
         Some(DockerEndpoint {
             name: name?,
             driver: driver?,
+            shared,
             hints,
             defaults,
             create: create.unwrap_or(self.config.volumes.create),
@@ -382,6 +419,21 @@ impl Builder<'_> {
             field.flaw(self.flaws, what, "use a shorter name, or a shorter --plugin-dir");
         }
         Some(name)
+    }
+
+    fn shared_driver(&mut self, field: &Field<'_>) -> Option<DriverName> {
+        let name: DriverName = field.parsed(self.flaws)?;
+        let of_type = |driver: &DriverConfig| matches!(driver, DriverConfig::Cephfs(_));
+        match self.config.drivers.get(&name) {
+            Some(driver) if of_type(driver) => return Some(name),
+            // Its own flaws were told.
+            None if self.has_driver(&name) => return None,
+            _ => {}
+        }
+        let fit = self.config.drivers.iter().filter(|(_, driver)| of_type(driver)).map(|(name, _)| name.as_str());
+        let next = format!("name a driver of type cephfs; configured: {}", fit.collect::<Vec<_>>().join(", "));
+        field.flaw(self.flaws, format!("{} is {name}, and many nodes cannot write to what that has", field.path), next);
+        None
     }
 
     fn endpoint_driver(&mut self, endpoint: &Field<'_>, driver: Option<Field<'_>>) -> Option<DriverName> {

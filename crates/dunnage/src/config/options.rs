@@ -20,6 +20,8 @@ const MAX_KEY: usize = 128;
 pub(super) enum Giver<'a> {
     /// A driver that this build has: what it cannot give is refused.
     Here(&'a DriverName),
+    /// The same, and one node at a time writes to what it has.
+    OneWriter(&'a DriverName),
     /// The same, and it keeps one copy of everything.
     OneCopy(&'a DriverName),
     /// One that it has not: nobody can say what it could give.
@@ -32,7 +34,8 @@ impl<'a> Giver<'a> {
     pub fn of(name: &'a DriverName, driver: &'a DriverConfig) -> Self {
         match driver {
             DriverConfig::Local(_) => Giver::OneCopy(name),
-            DriverConfig::Ceph(_) => Giver::Here(name),
+            DriverConfig::Ceph(_) => Giver::OneWriter(name),
+            DriverConfig::Cephfs(_) => Giver::Here(name),
             DriverConfig::Unavailable { kind } => Giver::Elsewhere(kind),
         }
     }
@@ -40,7 +43,7 @@ impl<'a> Giver<'a> {
     /// What the model's messages call the driver.
     fn name(&self) -> &str {
         match self {
-            Giver::Here(name) | Giver::OneCopy(name) => name.as_str(),
+            Giver::Here(name) | Giver::OneWriter(name) | Giver::OneCopy(name) => name.as_str(),
             Giver::Elsewhere(kind) => kind,
             Giver::Unknown => "(none)",
         }
@@ -81,6 +84,7 @@ pub(super) fn read_options(
             continue;
         }
         let alone = parse_options([(key, &*text)], hints, giver.name()).and_then(|parsed| match giver {
+            Giver::OneWriter(name) => parsed.spec.has_one_writer(name.as_str()),
             Giver::OneCopy(name) => parsed.spec.keeps_one_copy(name.as_str()),
             _ => Ok(()),
         });
@@ -151,7 +155,7 @@ fn is_secret(known: &KnownKey) -> bool {
 /// Why this option is accepted and nothing comes of it; nothing when it is acted on, or refused.
 fn not_acted_on(known: &KnownKey, value: &str, giver: &Giver<'_>, hints: HintPolicy) -> Option<String> {
     let elsewhere = || match giver {
-        Giver::Here(_) | Giver::OneCopy(_) => None,
+        Giver::Here(_) | Giver::OneWriter(_) | Giver::OneCopy(_) => None,
         Giver::Elsewhere(kind) => Some(format!("nothing comes of it, for this build has no {kind} driver")),
         Giver::Unknown => Some("nothing comes of it without a driver".to_owned()),
     };

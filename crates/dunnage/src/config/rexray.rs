@@ -470,7 +470,7 @@ impl<'a> Reader<'a> {
             _ => RemovePolicy::Allow,
         };
         let defaults = self.defaults(&scopes, &driver);
-        self.config.docker.push(DockerEndpoint { name, driver, hints: HintPolicy::Warn, defaults, create, remove, preempt });
+        self.config.docker.push(DockerEndpoint { name, driver, shared: None, hints: HintPolicy::Warn, defaults, create, remove, preempt });
     }
 
     /// What new volumes are where the caller does not say.

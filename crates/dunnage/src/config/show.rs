@@ -1,6 +1,7 @@
 //! The configuration as people read it: YAML for `config show`, a report for `config check`.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use dunnage_engine::Layout;
 use dunnage_model::{Access, Bytes, PartialSpec};
@@ -8,7 +9,8 @@ use dunnage_model::{Access, Bytes, PartialSpec};
 use super::flaws::printable;
 use super::tree::{Node, Value};
 use super::{
-    CephConfig, Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, STORE_WORDS, Volumes, word_of,
+    CephConfig, CephfsConfig, Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, STORE_WORDS,
+    Volumes, word_of,
 };
 use crate::output;
 
@@ -51,15 +53,17 @@ impl Config {
                     overcommit.map_or_else(|| "none".to_owned(), |share| share.to_string()),
                 ),
                 DriverConfig::Ceph(ceph) => ceph_yaml(&name, ceph),
+                DriverConfig::Cephfs(cephfs) => cephfs_yaml(&name, cephfs),
                 DriverConfig::Unavailable { kind } => format!("  {name}:\n    type: {kind}  # not in this build; its other keys are not shown"),
             });
         }
         lines.push(format!("endpoints:\n  docker:{}", if self.docker.is_empty() { " []" } else { "" }));
         for (index, endpoint) in self.docker.iter().enumerate() {
             lines.push(format!(
-                "    - name: {}\n      driver: {}\n      create: {}\n      remove: {}\n      preempt: {}\n      hints: {}\n      defaults: {}",
+                "    - name: {}\n      driver: {}\n{}      create: {}\n      remove: {}\n      preempt: {}\n      hints: {}\n      defaults: {}",
                 scalar(endpoint.name.as_str()),
                 scalar(endpoint.driver.as_str()),
+                endpoint.shared.as_ref().map(|driver| format!("      shared: {}\n", scalar(driver.as_str()))).unwrap_or_default(),
                 endpoint.create,
                 endpoint.remove,
                 endpoint.preempt,
@@ -85,14 +89,29 @@ impl Config {
     }
 }
 
+/// How Ceph is reached, as both of its drivers have it.
+fn way_to_ceph(name: &str, kind: &str, conf: &Path, user: &str, keyring: Option<&PathBuf>) -> Vec<String> {
+    let mut lines = vec![format!("  {name}:\n    type: {kind}\n    conf: {}\n    user: {}", scalar(&conf.to_string_lossy()), scalar(user))];
+    lines.extend(keyring.map(|path| format!("    keyring: {}", scalar(&path.to_string_lossy()))));
+    lines
+}
+
 fn ceph_yaml(name: &str, ceph: &CephConfig) -> String {
     let CephConfig { conf, user, keyring, pool, pools, repl, timeout } = ceph;
-    let mut lines = vec![format!("  {name}:\n    type: ceph\n    conf: {}\n    user: {}", scalar(&conf.to_string_lossy()), scalar(user))];
-    lines.extend(keyring.as_ref().map(|path| format!("    keyring: {}", scalar(&path.to_string_lossy()))));
+    let mut lines = way_to_ceph(name, "ceph", conf, user, keyring.as_ref());
     let pools: Vec<String> = pools.iter().map(|pool| scalar(pool)).collect();
     lines.push(format!("    pool: {}\n    pools: [{}]", scalar(pool), pools.join(", ")));
     lines.extend(repl.map(|repl| format!("    repl: {repl}")));
     lines.push(format!("    timeout: {}s", timeout.as_secs()));
+    lines.join("\n")
+}
+
+fn cephfs_yaml(name: &str, cephfs: &CephfsConfig) -> String {
+    let CephfsConfig { conf, user, keyring, fs, path, repl, timeout } = cephfs;
+    let mut lines = way_to_ceph(name, "cephfs", conf, user, keyring.as_ref());
+    lines.extend(fs.as_ref().map(|fs| format!("    fs: {}", scalar(fs))));
+    lines.extend(repl.map(|repl| format!("    repl: {repl}")));
+    lines.push(format!("    path: {}\n    timeout: {}s", scalar(&path.to_string_lossy()), timeout.as_secs()));
     lines.join("\n")
 }
 
@@ -142,6 +161,10 @@ pub fn check_report(config: &Config) -> String {
                 let all: Vec<&str> = std::iter::once(pool.as_str()).chain(pools.iter().map(String::as_str)).collect();
                 format!("  {name}: ceph, as client.{user} by {}, pools {}", conf.display(), all.join(", "))
             }
+            DriverConfig::Cephfs(CephfsConfig { conf, user, fs, path, .. }) => {
+                let fs = fs.as_deref().unwrap_or("the cluster's filesystem");
+                format!("  {name}: cephfs, as client.{user} by {}, {} of {fs}", conf.display(), path.display())
+            }
             DriverConfig::Unavailable { kind } => format!("  {name}: {kind}, which this build does not have"),
         });
     }
@@ -153,7 +176,8 @@ pub fn check_report(config: &Config) -> String {
             let _ = write!(said, " {key}={value}"); // writing to a String cannot fail
         }
         let hints = word_of(endpoint.hints, HINT_WORDS);
-        line(format!("  {}: driver {}, hints {hints}, defaults{said}", endpoint.name, endpoint.driver));
+        let shared = endpoint.shared.as_ref().map(|driver| format!(" (shared=true: {driver})")).unwrap_or_default();
+        line(format!("  {}: driver {}{shared}, hints {hints}, defaults{said}", endpoint.name, endpoint.driver));
         let DockerEndpoint { create, remove, preempt, .. } = endpoint;
         line(format!("    create {create}, remove {remove}, preempt {preempt}"));
     }
@@ -182,7 +206,7 @@ fn place(volumes: &Volumes) -> String {
 
 /// What a layer says, as options and their YAML values.
 fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
-    let PartialSpec { size, fs, uid, gid, mode, thick, repl, preempt, access, root_path, mount_options, labels, hints } = spec;
+    let PartialSpec { size, fs, uid, gid, mode, thick, repl, preempt, access, shared, root_path, mount_options, labels, hints } = spec;
     let mut pairs: Vec<(&str, Option<String>)> = vec![
         ("size", size.map(exact)),
         ("fs", fs.map(|fs| fs.to_string())),
@@ -195,6 +219,7 @@ fn pairs(spec: &PartialSpec) -> Vec<(String, String)> {
         ("thick", thick.map(|thick| thick.to_string())),
         ("rootPath", root_path.as_ref().map(|path| scalar(&path.to_string()))),
         ("mountOptions", mount_options.as_ref().map(|options| scalar(&options.to_string()))),
+        ("shared", shared.map(|shared| shared.to_string())),
         ("ro", access.map(|access| (access == Access::ManyReaders).to_string())),
     ];
     if !labels.is_empty() {

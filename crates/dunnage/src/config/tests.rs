@@ -50,6 +50,7 @@ drivers:
   fast: { type: local, pool: /srv/fast, reserve: 12.5%, warn: 99%, overcommit: 200% }
   slow: { type: local }
   ceph: { type: ceph, conf: /srv/ceph.conf, user: client.volumes, keyring: /srv/key, pool: fast, pools: [ wide ], repl: 2, timeout: 20s }
+  files: { type: cephfs, conf: /srv/ceph.conf, user: client.files, keyring: /srv/key, fs: wide, path: /volumes, repl: 2, timeout: 7s }
   ebs: { accessKey: SECRET, secretKey: "SECRET" }
 endpoints:
   docker:
@@ -58,6 +59,7 @@ endpoints:
       hints: refuse
       defaults: { size: 2G, labels: "x=y,z=1" }
     - { name: cloud, driver: ebs, defaults: { type: gp3, encrypted: true, encryptionKey: SECRET } }
+    - { name: pxd, driver: ceph, shared: files, preempt: always }
   csi: [ { socket: "/x y", ro: "true", deep: [ ~, 0755, true ] } ]
 "#;
 
@@ -211,6 +213,7 @@ fn sections_of_rex_ray_s_and_of_ours_in_one_file_are_refused() {
 #[test]
 fn a_key_given_twice_names_both_places() {
     says("admin: {}\nvolumes: {}\nadmin: {}\n", &["{admin}", "cfg.yml:3:1", "first on line 1"]);
+    says("drivers: { a: { type: ceph } }\nendpoints: { docker: [ { name: x, driver: a, shared: a } ] }\n", &["shared", "type cephfs"]);
     says("drivers:\n  a: { type: ceph }\n  a: { type: ceph }\nendpoints: {}\n", &["{drivers.a}", "cfg.yml:3:3", "first on line 2"]);
 }
 

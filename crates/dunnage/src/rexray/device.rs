@@ -101,7 +101,7 @@ fn folders(places: &Places) -> (PathBuf, Vec<PathBuf>) {
     let Ok(config) = Config::load(places) else { return (places.state_dir.join("volumes"), pools) };
     pools.extend(config.drivers.into_values().filter_map(|driver| match driver {
         DriverConfig::Local(local) => Some(local.pool),
-        DriverConfig::Ceph(_) | DriverConfig::Unavailable { .. } => None,
+        DriverConfig::Ceph(_) | DriverConfig::Cephfs(_) | DriverConfig::Unavailable { .. } => None,
     }));
     (config.volumes.path, pools)
 }

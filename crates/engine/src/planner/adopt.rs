@@ -4,7 +4,7 @@ use dunnage_driver::{Adoption, Stranger};
 use dunnage_host::{Detached, Probe};
 use dunnage_model::{AdoptAction, EndpointName, Error, Kind, RootPath, VolumeInfo, VolumeState};
 
-use super::{Facts, Outcome, Step, damaged, describe};
+use super::{Facts, Outcome, Step, damaged, describe, must_give_up};
 
 /// What is wanted with a stranger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,24 +20,27 @@ pub struct AdoptRequest {
 }
 
 pub(super) fn adopt(wanted: &AdoptRequest, f: &Facts) -> Step {
-    // Attached only to be looked into.
-    let attached = f.attached.as_ref().filter(|attached| !attached.found && f.detached.is_none());
+    if f.adopted {
+        // It is, whatever becomes of the rest; what could not be given up is owed.
+        let moved = f.volume.iter().flatten().any(|info| info.state == VolumeState::Ready);
+        let done = if moved { AdoptAction::Moved } else { AdoptAction::Adopted };
+        let give_up = must_give_up(f) && f.failure.is_none();
+        return if give_up { Step::GiveUp } else { Step::Done(Outcome::Adopted(done)) };
+    }
     if let Some(error) = &f.failure {
-        // What is left attached stays written down, for a sweep.
-        let written = f.recorded && !f.released && f.staged.is_none() && f.detached != Some(Detached::Lingering);
-        return match attached {
-            _ if f.undo_failed => Step::Refuse(error.clone()),
-            Some(attached) => Step::Detach(Some(attached.number)),
-            None if written => Step::Release,
-            None => Step::Refuse(error.clone()),
-        };
+        return undo(f, error);
     }
     let volume = match &f.volume {
         None => return Step::Inspect,
         Some(volume) => volume.as_ref(),
     };
     if let Some(info) = volume.filter(|info| info.state == VolumeState::Ready) {
-        return of_ours(wanted, info, f);
+        return of_ours(wanted, info);
+    }
+    // What a run has left half done that does not come back is undone first.
+    let half = matches!(volume, Some(VolumeInfo { state: VolumeState::Creating | VolumeState::Removing, .. }));
+    if f.shared && half && !f.recorded && f.recovered.is_none() {
+        return super::recover_shared(f);
     }
     let stranger = match &f.stranger {
         None => return Step::LookForStranger,
@@ -53,25 +56,60 @@ pub(super) fn adopt(wanted: &AdoptRequest, f: &Facts) -> Step {
         };
     }
     let Probe::Known(known) = &stranger.found else { return Step::Refuse(not_a_filesystem(stranger)) };
-    if stranger.copy_of.is_some() && !f.renewed {
+    let (copy, looks) = (stranger.copy_of.is_some() && !f.renewed, wanted.root_path.is_none());
+    // What others could take is this node's own before it is touched; what they could not is written to as it lies there.
+    if copy && !f.shared {
         return Step::Renew;
     }
-    if f.adopted {
-        return Step::Done(Outcome::Adopted(AdoptAction::Adopted));
+    if !f.recorded && (f.shared || looks) {
+        return Step::Record;
+    }
+    if f.shared && !f.owned {
+        return Step::Own;
+    }
+    if f.attached.is_none() && (copy || looks) {
+        return Step::Attach;
+    }
+    if f.shared && f.attached.is_some() && !f.named {
+        return Step::Name;
+    }
+    if copy {
+        return Step::Renew;
     }
     let root_path = match (&wanted.root_path, &f.inside) {
         (Some(path), _) => Some(path.clone()),
-        (None, None) if !f.recorded => return Step::Record,
-        (None, None) => return if f.attached.is_none() { Step::Attach } else { Step::LookInside(known.fs) },
+        (None, None) => return Step::LookInside(known.fs),
         (None, Some(names)) => detected(names),
     };
-    if let Some(attached) = attached {
-        return Step::Detach(Some(attached.number));
+    match let_go(f) {
+        Some(step) => step,
+        // What another node could have is not adopted while something here uses it.
+        None if f.shared && f.detached == Some(Detached::Lingering) => Step::Refuse(super::still_in_use("adopt it again")),
+        None => Step::Adopt(root_path.filter(|path| !path.is_root())),
     }
-    if f.recorded && !f.released && f.staged.is_none() && f.detached != Some(Detached::Lingering) {
-        return Step::Release;
+}
+
+/// It is attached only to be looked into.
+fn let_go(f: &Facts) -> Option<Step> {
+    match &f.attached {
+        // Of a device that others could have nobody else makes use here: it has no volume yet.
+        Some(attached) if f.detached.is_none() && (f.shared || !attached.found) => Some(Step::Detach(Some(attached.number))),
+        // What is left attached stays written down, for a sweep.
+        _ if f.recorded && !f.shared && !f.released && f.staged.is_none() && f.detached != Some(Detached::Lingering) => Some(Step::Release),
+        _ => None,
     }
-    Step::Adopt(root_path.filter(|path| !path.is_root()))
+}
+
+fn undo(f: &Facts, error: &Error) -> Step {
+    match let_go(f) {
+        _ if f.undo_failed => Step::Refuse(error.clone()),
+        Some(step) => step,
+        // It is a stranger again; or it is adopted, and the last word of that was lost.
+        // (What was only tried may be another node's by now: it is owed, and looked at by whom it belongs to.)
+        None if f.shared && f.recorded && f.recovered.is_none() && f.detached != Some(Detached::Lingering) => Step::Recover,
+        None if f.recovered.is_some() && must_give_up(f) => Step::GiveUp,
+        None => Step::Refuse(error.clone()),
+    }
 }
 
 /// REX-Ray gave containers the folder `data` of a volume: one that has nothing else was its.
@@ -84,14 +122,12 @@ fn detected(names: &[String]) -> Option<RootPath> {
 }
 
 /// It is a volume of ours already.
-fn of_ours(wanted: &AdoptRequest, info: &VolumeInfo, f: &Facts) -> Step {
+fn of_ours(wanted: &AdoptRequest, info: &VolumeInfo) -> Step {
     if wanted.overwrite {
         let detail = "it is a volume that Dunnage has made";
         return Step::Refuse(Error::new(Kind::ExistsIncompatible, detail, "remove it with 'dunnage volume rm', then create it"));
     }
-    if f.adopted {
-        Step::Done(Outcome::Adopted(AdoptAction::Moved))
-    } else if info.endpoint == wanted.endpoint {
+    if info.endpoint == wanted.endpoint {
         Step::Done(Outcome::Adopted(AdoptAction::AlreadyThere))
     } else if wanted.moves {
         Step::Adopt(None)

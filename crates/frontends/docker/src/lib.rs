@@ -22,7 +22,7 @@ use dunnage_engine::{AdoptRequest, Call, CreateRequest, Engine, VolumeView};
 use dunnage_frontend_unix::{Connection, read_json};
 use dunnage_model::{
     AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, ParsedOptions, PartialSpec, RemoveAction, Result,
-    VolumeId, VolumeName, parse_name, parse_options,
+    VolumeId, parse_name, parse_options,
 };
 use serde_json::json;
 
@@ -45,6 +45,8 @@ pub struct Endpoint {
     pub name: EndpointName,
     /// The driver behind it.
     pub driver: DriverName,
+    /// The driver of volumes that are made with `shared=true`, where that is another one.
+    pub shared: Option<DriverName>,
     /// What happens to hints.
     pub hints: HintPolicy,
     /// What its volumes are where the caller does not say.
@@ -108,13 +110,30 @@ impl Frontend {
         Call { operation, patience }
     }
 
-    /// The volume of a name, which may have options in it.
-    fn volume(&self, name: &str) -> Result<VolumeId> {
-        Ok(self.id(parse_name(name)?.name))
+    /// What a name, which may have options in it, can mean: a volume of the one driver, or of the other. The likelier comes first.
+    fn candidates(&self, name: &str) -> Result<Vec<VolumeId>> {
+        let name = parse_name(name)?.name;
+        let mut ids: Vec<VolumeId> = self.drivers().map(|driver| VolumeId { driver: driver.clone(), name: name.clone() }).collect();
+        if ids.len() > 1 {
+            ids.sort_by_key(|id| !self.engine.remembers(id));
+        }
+        Ok(ids)
     }
 
-    fn id(&self, name: VolumeName) -> VolumeId {
-        VolumeId { driver: self.endpoint.driver.clone(), name }
+    fn drivers(&self) -> impl Iterator<Item = &DriverName> {
+        std::iter::once(&self.endpoint.driver).chain(&self.endpoint.shared)
+    }
+
+    /// The volume of a name.
+    async fn find(&self, name: &str, patience: Duration) -> Result<VolumeView> {
+        let mut absent = None;
+        for id in self.candidates(name)? {
+            match self.owned(&id, patience).await {
+                Err(e) if e.word() == "not_found" => absent = absent.or(Some(e)),
+                outcome => return outcome,
+            }
+        }
+        Err(absent.unwrap_or_else(|| Error::internal("an endpoint without a driver")))
     }
 
     /// What is asked for, by the options in the name over those beside it.
@@ -193,17 +212,26 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
         let body: CreateBody = read_json(request).await?;
         let call = frontend.call("Create", &body.name, LONG);
         let AskedName { name, options } = parse_name(&body.name)?;
-        let volume = frontend.id(name);
         if !frontend.endpoint.creates {
             // What is there already may be "created" again, as dockerd does before each use of a name.
-            return match frontend.owned(&volume, ADOPTION).await {
+            return match frontend.find(&body.name, ADOPTION).await {
                 Ok(_) => Ok(Answer::Done),
                 Err(_) => {
                     let detail = format!("endpoint {} makes no volumes (create: explicit)", frontend.endpoint.name);
-                    let next = format!("make it with 'dunnage volume create {}'", volume.name);
-                    Err(Error::new(dunnage_model::Kind::Permission, detail, next).of(&volume.name))
+                    let next = format!("make it with 'dunnage volume create {name}'");
+                    Err(Error::new(dunnage_model::Kind::Permission, detail, next).of(&name))
                 }
             };
+        }
+        let parsed = frontend.wish(&options, &body.opts.unwrap_or_default()).map_err(|e| e.of(&name))?;
+        let shared = parsed.spec.shared.or(frontend.endpoint.defaults.shared) == Some(true);
+        let driver = frontend.endpoint.shared.clone().filter(|_| shared).unwrap_or_else(|| frontend.endpoint.driver.clone());
+        let mut volume = VolumeId { driver, name };
+        if frontend.endpoint.shared.is_some()
+            && let Ok(there) = frontend.find(&body.name, ADOPTION).await
+        {
+            // One endpoint has one volume of a name.
+            volume = there.info.id.clone();
         }
         if frontend.endpoint.adopts
             && let Err(e) = frontend.owned(&volume, ADOPTION).await
@@ -211,7 +239,6 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
         {
             return Err(e);
         }
-        let parsed = frontend.wish(&options, &body.opts.unwrap_or_default()).map_err(|e| e.of(&volume.name))?;
         let warnings: Vec<String> =
             parsed.unheeded.iter().map(|Hint { key, value }| format!("the hint {key}={value} is not followed")).collect();
         for warning in &warnings {
@@ -228,8 +255,7 @@ async fn remove(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
         let call = frontend.call("Remove", &body.name, SHORT);
-        let volume = frontend.volume(&body.name)?;
-        frontend.owned(&volume, ADOPTION).await?;
+        let volume = frontend.find(&body.name, ADOPTION).await?.info.id.clone();
         if !frontend.endpoint.removes {
             let detail = format!("endpoint {} removes no volumes (remove: refuse)", frontend.endpoint.name);
             let next = format!("remove it with 'dunnage volume rm {}'", volume.name);
@@ -247,9 +273,8 @@ async fn mount(frontend: Frontend, ConnectInfo(connection): ConnectInfo<Connecti
     let work = async {
         let body: MountBody = read_json(request).await?;
         let call = frontend.call("Mount", &body.name, LONG);
-        let volume = frontend.volume(&body.name)?;
         let holder = frontend.holder(body.id)?;
-        frontend.owned(&volume, ADOPTION).await?;
+        let volume = frontend.find(&body.name, ADOPTION).await?.info.id.clone();
         let mounted = frontend.engine.mount(&call, &volume, holder).await?;
         let claim = mounted.claim;
         connection.when_read(move || claim.delivered());
@@ -262,7 +287,7 @@ async fn unmount(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: MountBody = read_json(request).await?;
         let call = frontend.call("Unmount", &body.name, SHORT);
-        let volume = frontend.volume(&body.name)?;
+        let volume = frontend.candidates(&body.name)?.swap_remove(0);
         let holder = frontend.holder(body.id)?;
         let done = frontend.engine.unmount(&call, &volume, &holder).await?;
         if !done.lingering.is_empty() {
@@ -276,7 +301,7 @@ async fn unmount(frontend: Frontend, request: Request<Body>) -> Response {
 async fn path(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
-        let view = frontend.owned(&frontend.volume(&body.name)?, READ).await?;
+        let view = frontend.find(&body.name, READ).await?;
         Ok(Answer::Mountpoint(frontend.engine.path(&view).await?.unwrap_or_default()))
     };
     answer(work.await)
@@ -285,7 +310,7 @@ async fn path(frontend: Frontend, request: Request<Body>) -> Response {
 async fn get(frontend: Frontend, request: Request<Body>) -> Response {
     let work = async {
         let body: NameBody = read_json(request).await?;
-        let view = frontend.owned(&frontend.volume(&body.name)?, READ).await?;
+        let view = frontend.find(&body.name, READ).await?;
         written(&json!({ "Volume": frontend.show(&view, Some(&body.name)), "Err": "" }))
     };
     answer(work.await)
@@ -293,7 +318,10 @@ async fn get(frontend: Frontend, request: Request<Body>) -> Response {
 
 async fn list(frontend: Frontend) -> Response {
     let work = async {
-        let views = frontend.engine.list(&frontend.endpoint.driver, Some(&frontend.endpoint.name)).await?;
+        let mut views = Vec::new();
+        for driver in frontend.drivers() {
+            views.extend(frontend.engine.list(driver, Some(&frontend.endpoint.name)).await?);
+        }
         written(&VolumesAnswer { volumes: Each(|| views.iter().map(|view| frontend.show(view, None))), err: "" })
     };
     answer(work.await)

@@ -5,7 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use dunnage_model::{Error, Result};
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags, ResolveFlags};
@@ -293,4 +294,22 @@ pub fn lock_folder(folder: &Path) -> Result<File> {
 pub fn loop_call<I: Ioctl>(device: &File, call: I) -> rustix::io::Result<I::Output> {
     // SAFETY: the two calls above are declared with what they take and give.
     unsafe { rustix::ioctl::ioctl(device, call) }
+}
+
+/// Starts a program that goes to the background by itself, and waits until it has: nothing when it takes longer than that, and then
+/// the one that was to go is killed, and whom it has left behind is the caller's to find. It gets a clean environment.
+pub fn to_background(command: &mut Command, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C").current_dir("/").stdin(Stdio::null());
+    let (mut child, begun) = (command.spawn()?, Instant::now());
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if begun.elapsed() > patience {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }

@@ -56,7 +56,8 @@ fn it_is_looked_at_and_into_and_let_go_of_before_it_is_adopted() {
 
 #[test]
 fn a_device_that_somebody_has_attached_already_is_left_to_them() {
-    let facts = Facts { attached: Some(device(true)), inside: Some(vec!["x".to_owned()]), ..seen(with_fs()) };
+    let facts =
+        Facts { recorded: true, released: true, attached: Some(device(true)), inside: Some(vec!["x".to_owned()]), ..seen(with_fs()) };
     assert_eq!(step(wanted(), &facts), Step::Adopt(None));
     let failed = Facts { failure: Some(step_failed(0)), attached: Some(device(true)), ..seen(with_fs()) };
     assert!(matches!(step(wanted(), &failed), Step::Refuse(_)));
@@ -114,8 +115,53 @@ fn only_data_alone_is_rex_ray_s_folder() {
         (&["lost+found"], None),
         (&[], None),
     ] {
-        let facts =
-            Facts { attached: Some(device(true)), inside: Some(names.iter().map(|name| (*name).to_owned()).collect()), ..seen(with_fs()) };
+        let facts = Facts {
+            recorded: true,
+            released: true,
+            attached: Some(device(true)),
+            inside: Some(names.iter().map(|name| (*name).to_owned()).collect()),
+            ..seen(with_fs())
+        };
         assert_eq!(step(wanted(), &facts), Step::Adopt(inside.and_then(|inside| inside.parse().ok())), "{names:?}");
+    }
+}
+
+/// All that can be known of an adoption of what others could take.
+fn all_facts() -> impl Iterator<Item = (AdoptRequest, Facts)> {
+    let attached = [None, Some(device(false)), Some(device(true))];
+    let detached = [None, Some(Detached::Done), Some(Detached::NotThere), Some(Detached::Lingering)];
+    (0..256_usize).flat_map(move |bits| {
+        let bit = |n: usize| bits >> n & 1 == 1;
+        let stranger = Stranger { copy_of: bit(0).then(|| "old".parse().expect("name")), ..with_fs() };
+        let info = bit(1).then(|| volume(VolumeState::Creating));
+        let (renewed, inside) = (bit(2), bit(3).then(Vec::new));
+        let (recorded, owned, named) = (bit(4), bit(5), bit(6));
+        let request = AdoptRequest { root_path: bit(7).then(|| "data".parse().expect("a path")), ..wanted() };
+        let facts = Facts { shared: true, volume: Some(info), renewed, inside, recorded, owned, named, ..seen(stranger) };
+        let facts = Facts { own_tried: owned, recovered: bit(1).then_some(None), ..facts };
+        let (attached, detached) = (attached.clone(), detached.clone());
+        attached.into_iter().flat_map(move |attached| {
+            let (request, facts, detached) = (request.clone(), facts.clone(), detached.clone());
+            detached.into_iter().map(move |detached| (request.clone(), Facts { attached: attached.clone(), detached, ..facts.clone() }))
+        })
+    })
+}
+
+#[test]
+fn law_6_no_facts_lead_to_what_others_could_take_being_touched_before_we_can_be_cut_off() {
+    let mut seen = std::collections::BTreeSet::new();
+    for (request, facts) in all_facts() {
+        let next = step(request, &facts);
+        seen.insert(next.word());
+        match next {
+            Step::Attach => assert!(facts.recorded && facts.owned),
+            Step::Renew | Step::LookInside(_) => assert!(facts.owned && facts.named && facts.attached.is_some(), "{facts:?}"),
+            // What is read through a device that may be somebody's by now is not what is adopted.
+            Step::Adopt(_) => assert!(facts.recorded && facts.owned && facts.detached != Some(Detached::Lingering)),
+            _ => {}
+        }
+    }
+    for word in ["attach", "name", "renew", "look-inside", "detach", "adopt", "own", "record"] {
+        assert!(seen.contains(word), "{word} is not among {seen:?}");
     }
 }

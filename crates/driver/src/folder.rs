@@ -1,12 +1,13 @@
-//! Where a volume's record lies: beside its image, durable before anything is done.
+//! A volume's record as a file in the volume's own folder, durable before anything is done: for drivers that keep volumes in folders.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 
-use dunnage_driver::VolumeRecord;
 use dunnage_host::crash;
 use dunnage_model::{Error, Result};
+
+use crate::VolumeRecord;
 
 /// The file's name.
 pub const FILE: &str = "record.json";
@@ -91,7 +92,7 @@ pub fn sync_folder(folder: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dunnage_driver::{NewVolume, Phase};
+    use crate::{NewVolume, Phase};
     use jiff::Timestamp;
 
     fn sample() -> VolumeRecord {
