@@ -18,6 +18,8 @@ struct Package {
     why: &'static str,
     /// Older releases have it in another package of this list: installed where apt knows of it.
     split_off: bool,
+    /// It fits only with the others of QEMU in their very version: where one is missing all are asked for.
+    of_qemu: bool,
 }
 
 /// How one sees that a package's use is here, by whatever way it came.
@@ -32,7 +34,11 @@ enum Here {
 }
 
 const fn package(name: &'static str, tiers: &'static [u8], here_if: Here, why: &'static str) -> Package {
-    Package { name, tiers, here_if, why, split_off: false }
+    Package { name, tiers, here_if, why, split_off: false, of_qemu: false }
+}
+
+const fn of_qemu(name: &'static str, here_if: Here, why: &'static str) -> Package {
+    Package { of_qemu: true, ..package(name, &[3], here_if, why) }
 }
 
 const QEMU_RBD: &str = if cfg!(target_arch = "aarch64") {
@@ -75,10 +81,10 @@ const PACKAGES: &[Package] = &[
     package("ceph-common", &[3], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
     package("ceph-mds", &[3], Here::Command("ceph-mds"), "the metadata server of its filesystem"),
     package("ceph-fuse", &[3], Here::Command("ceph-fuse"), "mounts that filesystem"),
-    package("qemu-system-common", &[3], Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),
+    of_qemu("qemu-system-common", Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),
     // Which of the two has qemu-storage-daemon differs from release to release.
-    package("qemu-utils", &[3], Here::Command("qemu-img"), "the same, in newer releases"),
-    package("qemu-block-extra", &[3], Here::File(QEMU_RBD), "lets qemu-storage-daemon open Ceph's images"),
+    of_qemu("qemu-utils", Here::Command("qemu-img"), "the same, in newer releases"),
+    of_qemu("qemu-block-extra", Here::File(QEMU_RBD), "lets qemu-storage-daemon open Ceph's images"),
     package("busybox-static", &[3], Here::StaticCommand { command: "busybox", conflicts: "busybox" }, "the image that test containers run"),
 ];
 
@@ -140,7 +146,11 @@ pub fn provide(tiers: &[u8], consent: Consent) -> Result<()> {
 }
 
 fn missing(tiers: &[u8]) -> Vec<&'static Package> {
-    PACKAGES.iter().filter(|package| package.tiers.iter().any(|tier| tiers.contains(tier)) && !is_here(package)).collect()
+    let asked = |package: &&Package| package.tiers.iter().any(|tier| tiers.contains(tier));
+    let here: Vec<_> = PACKAGES.iter().map(is_here).collect();
+    let lacks_qemu = PACKAGES.iter().zip(&here).any(|(package, here)| package.of_qemu && !here);
+    let is_missing = |(package, here): (&'static Package, bool)| (!here || package.of_qemu && lacks_qemu).then_some(package);
+    PACKAGES.iter().zip(here).filter_map(is_missing).filter(asked).collect()
 }
 
 fn is_here(package: &Package) -> bool {
@@ -198,11 +208,22 @@ printf '#!/bin/sh\n%s\nexit 101\n' "$mark" > "$policy"
 chmod 755 "$policy"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update || echo 'apt-get update failed; trying with the lists that are here' >&2
-# What begins with a question mark is left out where there is no such package.
+# What begins with a question mark is left out where there is no such package. What begins with an equals sign goes back to what
+# the sources offer if it is here in a version that they do not have: apt would remove it, for the rest does not fit with it.
 for name in "$@"; do
     shift
     case $name in
     '?'*) if apt-cache show "${name#?}" > /dev/null 2>&1; then set -- "$@" "${name#?}"; fi ;;
+    '='*)
+        name=${name#=}
+        here=$(dpkg-query -W -f='${Version}' "$name" 2> /dev/null || :)
+        offered=$(apt-cache madison "$name" | awk -F '|' '{ gsub(/ /, "", $2); print $2 }')
+        if [ -n "$here" ] && [ -n "$offered" ] && ! printf '%s\n' "$offered" | grep -qxF "$here"; then
+            back=$(printf '%s\n' "$offered" | head -n 1)
+            echo "$name goes from $here to $back: no source of this machine has the former, and the rest of QEMU would not fit."
+            name="--allow-downgrades $name=$back"
+        fi
+        set -- "$@" $name ;;
     *) set -- "$@" "$name" ;;
     esac
 done
@@ -211,7 +232,10 @@ apt-get install -y --no-install-recommends --no-remove "$@"
 
 fn install(rights: Rights, packages: &[&Package]) -> Result<()> {
     println!("Installing {} ...", packages.iter().map(|package| package.name).collect::<Vec<_>>().join(", "));
-    let marked = packages.iter().map(|package| format!("{}{}", if package.split_off { "?" } else { "" }, package.name));
+    let marked = packages.iter().map(|package| {
+        let mark = [(package.split_off, "?"), (package.of_qemu, "=")].into_iter().find_map(|(so, mark)| so.then_some(mark));
+        format!("{}{}", mark.unwrap_or_default(), package.name)
+    });
     let status = rights.command("sh").args(["-c", INSTALL, "sh"]).args(marked).status().context("cannot run apt-get")?;
     if !status.success() {
         return Err(Error::new(format!("the packages could not be installed ({status}); --no-install goes on without them")));
