@@ -5,6 +5,7 @@
 
 pub mod ceph;
 pub mod compose;
+pub mod container;
 pub mod docker;
 pub mod fuse;
 pub mod http;
@@ -33,11 +34,15 @@ pub fn small_dvdcli() -> PathBuf {
     PathBuf::from(std::env::var_os("DUNNAGE_DVDCLI").expect("DUNNAGE_DVDCLI is not set: run 'cargo xtask test'"))
 }
 
+/// Where the tests have their folders.
+fn base() -> PathBuf {
+    PathBuf::from(std::env::var_os("DUNNAGE_TEST_TMP").expect("DUNNAGE_TEST_TMP is not set: run 'cargo xtask test'"))
+}
+
 /// A folder of this test alone, on a real disk.
 pub fn scratch() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let base = PathBuf::from(std::env::var_os("DUNNAGE_TEST_TMP").expect("DUNNAGE_TEST_TMP is not set: run 'cargo xtask test'"));
-    let folder = base.join(format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed)));
+    let folder = base().join(format!("t{}", NEXT.fetch_add(1, Ordering::Relaxed)));
     std::fs::create_dir_all(&folder).expect("scratch folder");
     folder
 }

@@ -1,9 +1,10 @@
 //! The driver `local` with a folder for each volume, and REX-Ray's `vfs`, whose volumes such folders are.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 
+use dunnage_tests::container::{self, Container};
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel, sh};
 use serde_json::{Value, json};
 
@@ -22,19 +23,6 @@ fn create(node: &Node, name: &str, options: Value) {
 
 fn content(node: &Node, name: &str) -> PathBuf {
     node.pool().join(name).join("data")
-}
-
-/// A process that has a volume's mount in a namespace of its own, and works in it.
-fn container(path: &Path) -> Child {
-    let script = format!("mkdir -p /mnt; mount --bind {} /mnt; while echo x >>/mnt/log; do sleep 0.01; done", path.display());
-    let child = Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::null()).spawn();
-    eventually("it writes", BOUND, || path.join("log").exists());
-    child.expect("unshare")
-}
-
-fn end(mut container: Child) {
-    let _ = container.kill();
-    let _ = container.wait();
 }
 
 #[test]
@@ -87,6 +75,7 @@ fn what_a_folder_cannot_have_is_refused_or_told_and_never_pretended() {
 
 #[test]
 fn a_folder_stays_mounted_over_a_kill_and_over_the_loss_of_the_ledger() {
+    let _none_begins = container::none_begins();
     let mut node = node();
     create(&node, "pg", json!({}));
     let path = node.mount("pg", "a");
@@ -113,21 +102,21 @@ fn a_folder_that_somebody_works_in_is_busy_by_name_and_one_that_another_namespac
     let mut node = node();
     create(&node, "pg", json!({}));
     let path = node.mount("pg", "a");
-    let process = Command::new("sleep").arg("1000").current_dir(&path).spawn().expect("sleep");
+    let mut process = Command::new("sleep").arg("1000").current_dir(&path).spawn().expect("sleep");
     let said = node.plugin_err("VolumeDriver.Unmount", &json!({ "Name": "pg", "ID": "a" }));
     assert!(said.starts_with("in_use") && said.contains("sleep"), "{said}");
-    end(process);
+    process.kill().and_then(|()| process.wait()).expect("it ends");
     eventually("it is unmounted", BOUND, || !is_mounted(&path));
     let container = {
         let path = node.mount("pg", "b");
-        container(&path)
+        Container::with(&path)
     };
     node.unmount("pg", "b");
     assert!(!is_mounted(&path), "a copy of the mount elsewhere keeps nothing busy");
     let said = node.plugin_err("VolumeDriver.Remove", &json!({ "Name": "pg" }));
     assert!(said.starts_with("in_use") && said.contains("sh (pid"), "{said}");
     assert!(content(&node, "pg").join("log").exists());
-    end(container);
+    container.end();
     eventually("it can be removed", BOUND, || node.plugin("VolumeDriver.Remove", &json!({ "Name": "pg" })).0 == 200);
     node.finish();
 }
@@ -234,15 +223,9 @@ fn vfs_node() -> (Node, PathBuf) {
 fn the_volumes_of_rex_ray_s_vfs_are_taken_in_with_containers_running_and_given_back() {
     let (mut node, volumes) = vfs_node();
     let before = sh(&format!("cd {}; find vfs volumes -name log -prune -o -print | sort", node.state().display()));
-    let container = container(&volumes.join("pg/data"));
-    let log = PathBuf::from(format!("/proc/{}/root/mnt/log", container.id()));
-    let goes_on = || {
-        let length = || std::fs::metadata(&log).map_or(0, |meta| meta.len());
-        let then = length();
-        eventually("the container goes on", BOUND, || length() > then);
-    };
+    let container = Container::with(&volumes.join("pg/data"));
     node.start();
-    goes_on();
+    container.goes_on();
     // Named, it is a volume at the path that it had, with what was in it.
     for name in ["pg", "idle"] {
         create(&node, name, json!({ "size": "2" }));
@@ -250,7 +233,7 @@ fn the_volumes_of_rex_ray_s_vfs_are_taken_in_with_containers_running_and_given_b
         assert_eq!(path, volumes.join(name).join("data"));
         assert_eq!(std::fs::read_to_string(path.join("x")).expect("x"), name);
     }
-    goes_on();
+    container.goes_on();
     assert!(volumes.join("pg/data/log").exists(), "the container's own file");
     node.unmount("idle", "h");
     assert!(!volumes.join("idle").exists());
@@ -258,17 +241,17 @@ fn the_volumes_of_rex_ray_s_vfs_are_taken_in_with_containers_running_and_given_b
     // A restart finds what is there.
     node.kill();
     node.start();
-    goes_on();
+    container.goes_on();
     assert_eq!(node.holders("pg").len(), 1);
     let said = node.cli(&["stop", "--hand-over"]).ok();
     assert!(said.contains("pg is where REX-Ray's vfs looks for it") && said.contains("0 mounts"), "{said}");
     node.wait_until_dead();
-    goes_on();
+    container.goes_on();
     let after =
         sh(&format!("cd {}; rmdir vfs/dunnage; rm -f lock; find vfs volumes -name log -prune -o -print | sort", node.state().display()));
     assert_eq!(after, before, "as it was");
     assert_eq!(std::fs::read_to_string(volumes.join("idle/data/x")).expect("x"), "idle");
-    end(container);
+    container.end();
     node.assert_nothing_left();
 }
 
@@ -288,13 +271,13 @@ fn a_folder_that_a_container_was_given_a_part_of_is_not_removed_and_nothing_of_i
     let mut node = node();
     create(&node, "pg", json!({ "rootPath": "data" }));
     let path = node.mount("pg", "a");
-    let container = container(&path);
+    let container = Container::with(&path);
     // The container's own view has nothing but the folder inside.
     node.unmount("pg", "a");
     let said = node.plugin_err("VolumeDriver.Remove", &json!({ "Name": "pg" }));
     assert!(said.starts_with("in_use") && said.contains("sh (pid"), "{said}");
     assert!(content(&node, "pg").join("data/log").exists());
-    end(container);
+    container.end();
     eventually("it can be removed", BOUND, || node.plugin("VolumeDriver.Remove", &json!({ "Name": "pg" })).0 == 200);
     node.finish();
 }

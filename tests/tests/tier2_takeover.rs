@@ -2,8 +2,9 @@
 //! what it leaves is mounts at PATH/NAME, of devices with a filesystem, whose `data` its containers were given.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
+use dunnage_tests::container::Container;
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel, sh};
 use serde_json::json;
 
@@ -39,21 +40,8 @@ impl Bench {
         sh(&format!("mkdir -p {place} && mount $(losetup -f --show {image}) {place} && mkdir -p -m 0700 {place}/data"));
     }
 
-    /// A container of it: a process in a mount namespace of its own, which writes to what it was given.
     fn container(&self, name: &str) -> Container {
-        let data = self.volumes.join(name).join("data");
-        // It sees no other volume, as a container's own root filesystem has it.
-        let others = "grep -o '/[^ ]*/volumes/[^ ]*' /proc/self/mountinfo | sort -ru | while read m; do umount -l $m; done";
-        let write = "while echo x >>/mnt/log && sync /mnt/log; do sleep 0.01; done";
-        let script = format!("mkdir -p /mnt; mount --bind {} /mnt; ({others}) 2>/dev/null; {write}", data.display());
-        let process =
-            Command::new("unshare").args(["--mount", "--propagation", "private", "sh", "-c", &script]).stdin(Stdio::null()).spawn();
-        let process = process.expect("unshare");
-        // As the container itself sees it.
-        let log = PathBuf::from(format!("/proc/{}/root/mnt/log", process.id()));
-        let container = Container { process, log };
-        eventually("the container writes", BOUND, || container.log.exists());
-        container
+        Container::with(&self.volumes.join(name).join("data"))
     }
 
     fn line_of(&self, name: &str) -> Option<String> {
@@ -67,28 +55,6 @@ impl Bench {
         let text = self.node.cli(&["volume", "inspect", name, "-o", "json"]).ok();
         let shown: serde_json::Value = serde_json::from_str(&text).expect("json");
         shown["holders"].as_array().expect("holders").iter().map(|h| h["kind"].as_str().expect("kind").to_owned()).collect()
-    }
-}
-
-struct Container {
-    process: Child,
-    log: PathBuf,
-}
-
-impl Container {
-    fn written(&self) -> u64 {
-        std::fs::metadata(&self.log).map_or(0, |meta| meta.len())
-    }
-
-    #[track_caller]
-    fn goes_on(&self) {
-        let before = self.written();
-        eventually("it goes on writing", BOUND, || self.written() > before);
-    }
-
-    fn end(mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 
@@ -280,7 +246,7 @@ fn a_hand_over_that_was_refused_in_the_middle_loses_no_mount() {
     let container = bench.container("pg");
     bench.node.start();
     // Somebody works in the folder of mounts itself: it cannot be uncovered.
-    let shell = Command::new("sleep").arg("1000").current_dir(&bench.volumes).spawn().expect("sleep");
+    let mut shell = Command::new("sleep").arg("1000").current_dir(&bench.volumes).spawn().expect("sleep");
     let ran = bench.node.cli(&["stop", "--hand-over"]);
     assert_ne!(ran.code, 0, "{}", ran.out);
     bench.node.wait_until_dead();
@@ -288,7 +254,7 @@ fn a_hand_over_that_was_refused_in_the_middle_loses_no_mount() {
     container.goes_on();
     assert!(is_mounted(&bench.volumes.join("pg")), "it is back on ours");
     assert_eq!(bench.kinds_when_named("pg"), ["unknown"], "and held");
-    Container { process: shell, log: PathBuf::new() }.end();
+    shell.kill().and_then(|()| shell.wait()).expect("it ends");
     container.end();
     bench.node.unmount("pg", "of-the-old-times");
     eventually("it is released", BOUND, || !is_mounted(&bench.volumes.join("pg")));
