@@ -326,11 +326,16 @@ osd class default list = *
 
     /// A node of that name with a daemon, whose endpoint `pxd` has volumes in this cluster; `more` are keys of the endpoint.
     pub fn node(&self, name: &'static str, more: &str) -> Node {
+        self.node_with(name, "", more)
+    }
+
+    /// The same with keys of the driver, too.
+    pub fn node_with(&self, name: &'static str, of_driver: &str, more: &str) -> Node {
         let mut node = Node::new();
         (node.name, node.endpoint) = (name, "pxd");
         node.configure(&format!(
             "volumes: {{ private_namespace: true, defaults: {{ size: 64MiB }} }}\n\
-             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL} }} }}\n\
+             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL}{of_driver} }} }}\n\
              endpoints: {{ docker: [ {{ name: pxd, driver: pxd{more} }} ] }}\n",
             self.conf().display(),
             self.keyring().display()

@@ -45,7 +45,8 @@ impl Node {
         let me = Owner { node: name.parse().expect("a name"), boot: BootId(boot.to_owned()) };
         let folder = ceph.folder.join(format!("{name}-{boot}-devices"));
         let (name, pools) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()]);
-        let settings = Settings { name, access: ceph.access(), pools, repl: None, me: me.clone(), folder };
+        let settings =
+            Settings { name, access: ceph.access(), pools, repl: None, silence: dunnage_driver::SILENCE, me: me.clone(), folder };
         let _entered = runtime.enter();
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         let owners = dunnage_driver_ceph::Ceph::new(settings, host, helpers("work"), helpers("signs"));
@@ -367,7 +368,7 @@ fn a_node_is_seen_to_live_and_its_name_is_refused_to_another_machine_until_it_is
         let asked = begun.elapsed();
         let sign = b.runtime.block_on(b.owners.sign(&twin.me.node)).expect("seen");
         observer.see(asked, begun.elapsed(), sign);
-        observer.standing(Some(Duration::ZERO), false) == Standing::Dead
+        observer.standing(dunnage_driver::SILENCE, Some(Duration::ZERO), false) == Standing::Dead
     });
     println!("a node that was killed is dead after {:?}", begun.elapsed());
     twin.gives_sign(1).expect("the name is free");

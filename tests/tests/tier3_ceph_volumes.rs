@@ -59,7 +59,7 @@ impl Alone {
         };
         let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
         let (name, pools, folder) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()], ceph.folder.join("devices"));
-        let settings = Settings { name, access: ceph.access(), pools, repl: None, me, folder };
+        let settings = Settings { name, access: ceph.access(), pools, repl: None, silence: dunnage_driver::SILENCE, me, folder };
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         Alone { host, work: helpers("work"), signs: helpers("signs"), settings }
     }

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use record::{Phase, VolumeRecord};
-pub use share::{Share, Sign, Versioned, is_barred};
+pub use share::{SILENCE, Share, Sign, Versioned, is_barred};
 
 /// From where a volume can be reached: what Docker calls scope.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

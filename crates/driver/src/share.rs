@@ -1,6 +1,7 @@
 //! Who may write to a volume that several nodes can attach, as the platform keeps it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use dunnage_model::{BootId, Client, Error, Kind, NodeId, Owner, OwnerRecord, Result, VolumeName};
@@ -26,11 +27,20 @@ pub struct Sign {
     pub counter: u64,
 }
 
+/// How long no sign of life of a node may be seen before it is silent, where nobody says otherwise.
+pub const SILENCE: Duration = Duration::from_secs(15);
+
 /// Sharing volumes among nodes: the platform's own compare-and-set, and its power to refuse a client.
 ///
 /// The driver finds out and acts. In which order is the engine's to say (`dunnage_engine::ownership`), and safety rests on it.
 #[async_trait]
 pub trait Share: Send + Sync {
+    /// How long no sign of life of a node may be seen before it is silent. It decides only *whether* to take a volume, and
+    /// nodes need not agree on it. This node gives a sign of its own in a fifth of it.
+    fn silence(&self) -> Duration {
+        SILENCE
+    }
+
     /// Who has a volume. `None`: nobody ever had it.
     async fn owner(&self, name: &VolumeName) -> Result<Option<Versioned>>;
 

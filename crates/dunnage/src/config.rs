@@ -304,6 +304,8 @@ pub struct CephConfig {
     pub repl: Option<u32>,
     /// How long the cluster may take for one answer.
     pub timeout: Duration,
+    /// How long no sign of life of another node may be seen before it is silent.
+    pub silence: Duration,
 }
 
 impl Default for CephConfig {
@@ -316,6 +318,7 @@ impl Default for CephConfig {
             pools: Vec::new(),
             repl: None,
             timeout: Duration::from_secs(10),
+            silence: dunnage_driver::SILENCE,
         }
     }
 }

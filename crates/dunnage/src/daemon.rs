@@ -36,8 +36,6 @@ const DRAIN: Duration = Duration::from_secs(20);
 const OPEN: Duration = Duration::from_secs(2);
 /// How often what could not be unmounted is tried again.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How often this node shows the others that it lives.
-const SIGNS: Duration = Duration::from_secs(3);
 /// How often it is asked whose container is gone, at least.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -161,7 +159,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
     let looking = tokio::spawn(look_for_missing(engine.clone(), config.holders.clone(), helpers.clone()));
     let signs = {
         let engine = engine.clone();
-        tokio::spawn(async move { engine.give_signs(SIGNS).await })
+        tokio::spawn(async move { engine.give_signs().await })
     };
     let watchdog = sd_notify::watchdog_enabled().map(|every| every / 2);
     let mut heartbeat = tokio::time::interval(watchdog.unwrap_or(Duration::from_secs(3600)));
@@ -375,12 +373,13 @@ async fn open_drivers(
 }
 
 fn ceph_driver(places: &Places, name: &DriverName, ceph: &CephConfig, host: &Host, me: &Owner, pools: &Pools) -> Result<Ceph> {
-    let CephConfig { conf, user, keyring, pool, pools: more, repl, timeout } = ceph.clone();
+    let CephConfig { conf, user, keyring, pool, pools: more, repl, timeout, silence } = ceph.clone();
     let settings = dunnage_driver_ceph::Settings {
         name: name.clone(),
         access: Access { conf, user, keyring, timeout },
         pools: std::iter::once(pool).chain(more).collect(),
         repl,
+        silence,
         me: me.clone(),
         folder: places.run_dir.join("devices").join(name.as_str()),
     };

@@ -75,7 +75,7 @@ impl Engine {
             let detail = format!("no other node can have a volume of driver {name}");
             return Err(Error::invalid("driver", detail, "leave --driver out"));
         }
-        let shared = self.shared_drivers().into_iter();
+        let shared = self.shared_drivers().into_iter().map(|(name, _)| name);
         Ok(shared.filter(|name| driver.is_none_or(|wanted| wanted == name)).collect())
     }
 
@@ -145,10 +145,10 @@ impl Engine {
         let now = self.uptime();
         let sign = Sign { boot: boot.clone(), watched, counter };
         let (standing, silent) = self.seen(driver, |seen| {
-            let lease = seen.lease_since(now);
+            let lease = seen.lease_since(now, share.silence());
             let observer = seen.observer(node, &boot, now);
             observer.see(asked, now, Some(sign));
-            (observer.standing(lease, open), observer.silent(lease))
+            (observer.standing(share.silence(), lease, open), observer.silent(lease))
         });
         let seconds = silent.as_secs();
         let (state, how) = match standing {

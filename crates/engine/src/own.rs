@@ -1,14 +1,15 @@
 //! The moves of [`crate::ownership`], carried out; and the signs of life that others are judged by, and we by others.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use dunnage_driver::Share;
+use dunnage_driver::{Driver, Share};
 use dunnage_model::{BootId, Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, Preempt, Result, VolumeId};
 
 use crate::engine::Engine;
 use crate::lane::{Job, Lane, lock};
-use crate::ownership::liveness::{Observer, SILENT_AFTER};
+use crate::ownership::liveness::Observer;
 use crate::ownership::{self, Claim, Move};
 use crate::planner::Goal;
 
@@ -19,6 +20,10 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A volume that was taken is not taken again by `always` for so long: two that want it would never end.
 const RESTLESS: Duration = Duration::from_secs(60);
 
+/// How many signs of life are given at least in the time after which whoever gives none is silent,
+const SIGNS_IN_A_SILENCE: u32 = 5;
+/// and how seldom, for other nodes may be less patient.
+const SIGNS_EVERY: Duration = Duration::from_secs(3);
 /// How many signs of life are given between two looks at what is mounted here: whether it is this node's still.
 const SIGNS_BETWEEN_LOOKS: u64 = 10;
 
@@ -38,8 +43,9 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub fn lease_since(&self, now: Duration) -> Option<Duration> {
-        self.lease.filter(|(_, renewed)| now.saturating_sub(*renewed) < SILENT_AFTER / 2).map(|(since, _)| since)
+    /// Since when our own lease has been good, where nobody may be silent for longer than `silence`: it is for half of that.
+    pub fn lease_since(&self, now: Duration, silence: Duration) -> Option<Duration> {
+        self.lease.filter(|(_, renewed)| now.saturating_sub(*renewed) < silence / 2).map(|(since, _)| since)
     }
 
     /// What is known of a run of a node.
@@ -63,11 +69,11 @@ impl Engine {
         look(lock(&self.0.seen).entry(driver.clone()).or_default())
     }
 
-    /// Gives a sign of life to every platform that nodes share, every so often, until it is dropped. Each has a turn of its own: one
-    /// that hangs does not keep another waiting, the next time neither.
-    pub async fn give_signs(&self, every: Duration) {
+    /// Gives signs of life to every platform that nodes share, until it is dropped. Each has a turn of its own: one that hangs does
+    /// not keep another waiting, the next time neither.
+    pub async fn give_signs(&self) {
         let mut giving = tokio::task::JoinSet::new();
-        for driver in self.shared_drivers() {
+        for (driver, every) in self.shared_drivers() {
             let engine = self.clone();
             giving.spawn(async move {
                 loop {
@@ -81,9 +87,11 @@ impl Engine {
         giving.join_all().await;
     }
 
-    /// The drivers whose volumes other nodes can have, too.
-    pub(crate) fn shared_drivers(&self) -> Vec<DriverName> {
-        self.0.drivers.values().filter(|driver| driver.share().is_some()).map(|driver| driver.name().clone()).collect()
+    /// The drivers whose volumes other nodes can have, too, and how often this node gives a sign of life there.
+    pub(crate) fn shared_drivers(&self) -> Vec<(DriverName, Duration)> {
+        let shared =
+            |driver: &Arc<dyn Driver>| Some((driver.name().clone(), SIGNS_EVERY.min(driver.share()?.silence() / SIGNS_IN_A_SILENCE)));
+        self.0.drivers.values().filter_map(shared).collect()
     }
 
     /// Gives one sign of life to one platform.
@@ -98,7 +106,7 @@ impl Engine {
         share.give_sign(&self.me(), counter).await?;
         let now = self.uptime();
         let unbroken = self.seen(name, |seen| {
-            let since = seen.lease_since(now);
+            let since = seen.lease_since(now, share.silence());
             seen.lease = Some((since.unwrap_or(now), asked));
             since.is_some()
         });
@@ -210,7 +218,7 @@ impl Owning<'_> {
     /// very node may be seen yet, for a while after its end.
     async fn be_seen(&self, impatient: bool, until: Duration) -> Result<()> {
         let (engine, driver) = (self.engine, &self.volume.driver);
-        while engine.seen(driver, |seen| seen.lease_since(engine.uptime())).is_none() {
+        while engine.seen(driver, |seen| seen.lease_since(engine.uptime(), self.share.silence())).is_none() {
             match engine.give_sign(driver).await {
                 Err(e) if matches!(e.kind, Kind::InUse { .. }) && !impatient && engine.uptime() < until => self.wait().await?,
                 outcome => return outcome,
@@ -328,10 +336,10 @@ impl Owning<'_> {
         let held = |clients: &BTreeSet<Client>| !clients.is_disjoint(&open);
         let open = record.is_some_and(|record| record.clients().is_some_and(held));
         claim.standing = Some(self.engine.seen(&self.volume.driver, |seen| {
-            let lease = seen.lease_since(now);
+            let lease = seen.lease_since(now, self.share.silence());
             let observer = seen.observer(&owner.node, &owner.boot, now);
             observer.see(asked, now, sign);
-            observer.standing(lease, open)
+            observer.standing(self.share.silence(), lease, open)
         }));
         Ok(())
     }

@@ -45,6 +45,8 @@ pub struct Settings {
     pub pools: Vec<String>,
     /// How many copies a volume has that asks for no number.
     pub repl: Option<u32>,
+    /// How long no sign of life of another node may be seen before it is silent.
+    pub silence: Duration,
     /// Who we are.
     pub me: Owner,
     /// Where the devices of this node are kept track of; it dies with the boot.
@@ -473,6 +475,10 @@ impl Provision for Ceph {
 
 #[async_trait]
 impl Share for Ceph {
+    fn silence(&self) -> Duration {
+        self.settings.silence
+    }
+
     async fn owner(&self, name: &VolumeName) -> Result<Option<Versioned>> {
         let found = self.find(name).await?;
         Ok(found.map(|Found { revision, stored }| Versioned { revision, record: stored.owner }))

@@ -9,8 +9,6 @@ use std::time::Duration;
 use dunnage_driver::Sign;
 use dunnage_model::BootId;
 
-/// How long no sign of a node may be seen before it is silent.
-pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 /// How long a silent node whose clients have a volume open is only suspected.
 pub const SUSPECT_FOR: Duration = Duration::from_secs(5 * 60);
 
@@ -59,13 +57,13 @@ impl Observer {
         self.counter = Some(counter);
     }
 
-    /// How it stands, as seen until the last look. `lease` is the reading since when our own lease has been good without a
-    /// break; `open` says whether a client of it has the volume open.
-    pub fn standing(&self, lease: Option<Duration>, open: bool) -> Standing {
+    /// How it stands, as seen until the last look, where nobody may be silent for longer than `silence`. `lease` is the reading
+    /// since when our own lease has been good without a break; `open` says whether a client of it has the volume open.
+    pub fn standing(&self, silence: Duration, lease: Option<Duration>, open: bool) -> Standing {
         if self.succeeded {
             return Standing::Dead;
         }
-        match (self.silent(lease) >= SILENT_AFTER, open) {
+        match (self.silent(lease) >= silence, open) {
             (false, _) => Standing::Alive,
             (true, false) => Standing::Dead,
             (true, true) if self.silent(lease) >= SUSPECT_FOR => Standing::Dead,

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use dunnage_model::BootId;
 
-use dunnage_driver::Sign;
+use dunnage_driver::{SILENCE, Sign};
 
-use super::liveness::{Observer, SILENT_AFTER, SUSPECT_FOR};
+use super::liveness::{Observer, SUSPECT_FOR};
 use super::*;
 
 fn owner(node: &str, boot: &str) -> Owner {
@@ -209,31 +209,33 @@ mod a_node {
     #[test]
     fn is_dead_when_it_was_silent_for_long_enough_and_no_sooner() {
         let lease = Some(Duration::ZERO);
-        assert_eq!(observed(5, 19).standing(lease, false), Standing::Alive);
-        assert_eq!(observed(5, 20).standing(lease, false), Standing::Dead);
-        assert_eq!(SILENT_AFTER, 15 * SECOND);
+        assert_eq!(observed(5, 19).standing(SILENCE, lease, false), Standing::Alive);
+        assert_eq!(observed(5, 20).standing(SILENCE, lease, false), Standing::Dead);
+        assert_eq!(SILENCE, 15 * SECOND);
+        assert_eq!(observed(5, 9).standing(5 * SECOND, lease, false), Standing::Alive);
+        assert_eq!(observed(5, 10).standing(5 * SECOND, lease, false), Standing::Dead);
     }
 
     #[test]
     fn is_only_suspected_while_a_client_of_it_has_the_volume_open() {
         let lease = Some(Duration::ZERO);
-        assert_eq!(observed(5, 20).standing(lease, true), Standing::Suspect);
+        assert_eq!(observed(5, 20).standing(SILENCE, lease, true), Standing::Suspect);
         let end = 5 + u32::try_from(SUSPECT_FOR.as_secs()).expect("small");
-        assert_eq!(observed(5, end).standing(lease, true), Standing::Dead);
+        assert_eq!(observed(5, end).standing(SILENCE, lease, true), Standing::Dead);
     }
 
     #[test]
     fn that_runs_anew_has_ended_its_run_before_at_once() {
         let mut observer = observed(5, 6);
         observer.see(6 * SECOND, 6 * SECOND, Some(Sign { boot: boot("2"), watched: true, counter: 1 }));
-        assert_eq!(observer.standing(None, true), Standing::Dead);
+        assert_eq!(observer.standing(SILENCE, None, true), Standing::Dead);
     }
 
     #[test]
     fn is_not_dead_because_we_were_cut_off_ourselves() {
-        assert_eq!(observed(5, 100).standing(None, false), Standing::Alive);
-        assert_eq!(observed(5, 100).standing(Some(90 * SECOND), false), Standing::Alive);
-        assert_eq!(observed(5, 105).standing(Some(90 * SECOND), false), Standing::Dead);
+        assert_eq!(observed(5, 100).standing(SILENCE, None, false), Standing::Alive);
+        assert_eq!(observed(5, 100).standing(SILENCE, Some(90 * SECOND), false), Standing::Alive);
+        assert_eq!(observed(5, 105).standing(SILENCE, Some(90 * SECOND), false), Standing::Dead);
     }
 
     #[test]
@@ -241,11 +243,11 @@ mod a_node {
         // We slept, or the platform did not answer: the first look after it brings another counter.
         let mut observer = observed(5, 5);
         observer.see(500 * SECOND, 500 * SECOND, Some(Sign { boot: boot("1"), watched: false, counter: 77 }));
-        assert_eq!(observer.standing(Some(Duration::ZERO), false), Standing::Alive);
+        assert_eq!(observer.standing(SILENCE, Some(Duration::ZERO), false), Standing::Alive);
         // An answer that took long is a sign as late as it can have been given.
         let mut observer = observed(5, 5);
         observer.see(10 * SECOND, 40 * SECOND, Some(Sign { boot: boot("1"), watched: true, counter: 5 }));
         observer.see(41 * SECOND, 41 * SECOND, Some(Sign { boot: boot("1"), watched: false, counter: 5 }));
-        assert_eq!(observer.standing(Some(Duration::ZERO), false), Standing::Alive);
+        assert_eq!(observer.standing(SILENCE, Some(Duration::ZERO), false), Standing::Alive);
     }
 }

@@ -26,7 +26,23 @@ pub fn rows() -> Vec<Row> {
     }
     let mut rows = vec![mounts(&ceph, &a), moves(&a, &b)];
 
-    rows.extend(cuts(&ceph, &mut a, &mut b));
+    let own = "  of it after the platform has forgotten the dead client";
+    let by_default = ["RBD: from a power cut to the first write on the next node", own];
+    rows.extend(cuts(&ceph, &mut a, &mut b, by_default, 45.0));
+    // What the test's cluster has is quicker than what an operator's has who did nothing about it.
+    for (setting, value) in [("paxos_propose_interval", "1"), ("paxos_min_wait", "0.05")] {
+        ceph.ceph(&["tell", "mon.*", "config", "set", setting, value]).ok();
+    }
+    let slow_mon = ["RBD: the same with Ceph's default paxos intervals", own];
+    rows.extend(cuts(&ceph, &mut a, &mut b, slow_mon, 45.0));
+    a.finish();
+    b.finish();
+
+    ceph.ceph(&["tell", "osd.*", "config", "set", "osd_client_watch_timeout", "10"]).ok();
+    let fast = ", silence: 5s";
+    let (mut a, mut b) = (ceph.node_with("a", fast, ""), ceph.node_with("b", fast, ""));
+    let fast = ["RBD: the same with osd_client_watch_timeout 10, silence 5s", own];
+    rows.extend(cuts(&ceph, &mut a, &mut b, fast, 15.0));
     a.finish();
     b.finish();
     rows
@@ -86,7 +102,7 @@ fn moves(a: &Node, b: &Node) -> Row {
 
 /// From the cut to the first write on the next node; and of that what comes after the platform has forgotten the dead client, which
 /// nobody can hurry but the cluster's operator.
-fn cuts(ceph: &Ceph, a: &mut Node, b: &mut Node) -> [Row; 2] {
+fn cuts(ceph: &Ceph, a: &mut Node, b: &mut Node, [whole, part]: [&'static str; 2], most: f64) -> [Row; 2] {
     let pool = ceph.pool();
     let [mut all, mut own] = [const { Vec::new() }; 2];
     let (mut from, mut to) = (a, b);
@@ -116,8 +132,5 @@ fn cuts(ceph: &Ceph, a: &mut Node, b: &mut Node) -> [Row; 2] {
         let (middle, worst) = percentiles(times);
         (middle / 1e3, worst / 1e3)
     };
-    [
-        plain_row("RBD: from a power cut to the first write on the next node", seconds(all), "s", 45.0, ""),
-        plain_row("  of it after the platform has forgotten the dead client", seconds(own), "s", 2.0, ""),
-    ]
+    [plain_row(whole, seconds(all), "s", most, ""), plain_row(part, seconds(own), "s", 2.0, "")]
 }

@@ -1,5 +1,7 @@
 //! What a node does about a volume, move by move.
 
+use dunnage_driver::SILENCE;
+
 use super::*;
 
 impl Sim {
@@ -218,7 +220,7 @@ impl Sim {
                 let key = (other.node.to_string(), other.boot.to_string());
                 let observer = self.nodes[node].observers.entry(key).or_insert_with(|| Observer::new(other.boot, own));
                 observer.see(asked, own, sign);
-                claim.standing = Some(observer.standing(lease, open));
+                claim.standing = Some(observer.standing(SILENCE, lease, open));
             }
             Answer::Swapped(Some(found)) => claim.wrote(found),
             Answer::Done => match next_or_release(&claim, closed.as_ref()) {
