@@ -36,8 +36,10 @@ impl Switch {
     /// Makes one.
     pub fn new() -> Switch {
         let home = File::open("/proc/thread-self/ns/net").expect("a network").into();
+        // An address of its own: it would take that of one of its links, another whenever one comes or goes, and for a quarter of a
+        // minute the machines would send to the one before.
         let script = format!(
-            "ip link set lo up; ip link add br0 type bridge; ip address add {SWITCH}/24 dev br0; ip link set br0 up\n\
+            "ip link set lo up; ip link add br0 address 02:00:00:00:00:fe type bridge; ip address add {SWITCH}/24 dev br0; ip link set br0 up\n\
              echo made; exec sleep infinity"
         );
         let mut keeper = Command::new("unshare");
