@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod machine;
 pub mod podman;
 pub mod swarm;
+pub mod vm;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,7 @@ pub struct Node {
 }
 
 /// What a command of the daemon's command line did.
+#[derive(Debug)]
 pub struct Ran {
     pub code: i32,
     pub out: String,

@@ -17,7 +17,7 @@ use crate::docker::{cgroup_name, find, processes_in, remove_cgroups};
 use crate::{BOUND, Ran, binary, eventually, kernel};
 
 /// The addresses of a switch and its machines begin like this.
-const NET: &str = "10.77.0";
+pub const NET: &str = "10.77.0";
 /// Where the switch itself is, and whatever else listens in its network.
 pub const SWITCH: &str = "10.77.0.254";
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dunnage_driver::{Driver, NewVolume, Provision, Share, Versioned};
-use dunnage_driver_ceph::{Pool, Settings};
+use dunnage_driver_ceph::{Pool, Settings, Way};
 use dunnage_engine::ownership::liveness::{Observer, Standing};
 use dunnage_engine::ownership::{Claim, Move, named, next, release};
 use dunnage_host::helpers::Helpers;
@@ -45,8 +45,16 @@ impl Node {
         let me = Owner { node: name.parse().expect("a name"), boot: BootId(boot.to_owned()) };
         let folder = ceph.folder.join(format!("{name}-{boot}-devices"));
         let (name, pools) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()]);
-        let settings =
-            Settings { name, access: ceph.access(), pools, repl: None, silence: dunnage_driver::SILENCE, me: me.clone(), folder };
+        let settings = Settings {
+            name,
+            access: ceph.access(),
+            pools,
+            repl: None,
+            silence: dunnage_driver::SILENCE,
+            way: Way::Auto,
+            me: me.clone(),
+            folder,
+        };
         let _entered = runtime.enter();
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         let owners = dunnage_driver_ceph::Ceph::new(settings, host, helpers("work"), helpers("signs"));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dunnage_driver::conformance::{Bench, CASES};
 use dunnage_driver::{Driver, NewVolume, Provision};
-use dunnage_driver_ceph::Settings;
+use dunnage_driver_ceph::{Settings, Way};
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
@@ -59,7 +59,8 @@ impl Alone {
         };
         let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
         let (name, pools, folder) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()], ceph.folder.join("devices"));
-        let settings = Settings { name, access: ceph.access(), pools, repl: None, silence: dunnage_driver::SILENCE, me, folder };
+        let settings =
+            Settings { name, access: ceph.access(), pools, repl: None, silence: dunnage_driver::SILENCE, way: Way::Auto, me, folder };
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         Alone { host, work: helpers("work"), signs: helpers("signs"), settings }
     }

@@ -192,6 +192,8 @@ fn describe(inspected: &Inspected) -> String {
         ("created", format!("{:.0}", volume.info.created)),
         ("mounted at", volume.mountpoint.clone().unwrap_or_else(|| "-".to_owned())),
     ];
+    let device = volume.device.filter(|device| device.folder.is_none());
+    rows.extend(device.map(|device| ("device", device.node().display().to_string())));
     let thick = if spec.thick { " (thick)" } else { "" };
     rows.extend(volume.info.usage.spent.map(|spent| ("spent", format!("{spent} of the pool{thick}"))));
     if let Some(why) = &volume.info.why {

@@ -22,6 +22,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dunnage_driver_ceph::Way;
 use dunnage_driver_local::Store;
 use dunnage_engine::Layout;
 use dunnage_model::{Bytes, DriverName, EndpointName, Error, FsKind, HintPolicy, NodeId, PartialSpec, Preempt, Result};
@@ -235,6 +236,9 @@ impl fmt::Display for RemovePolicy {
 /// [`Store`]'s words; the type is the driver's.
 const STORE_WORDS: &[(&str, Store)] = &[("images", Store::Images), ("folders", Store::Folders)];
 
+/// [`Way`]'s words; the type is the driver's.
+const WAY_WORDS: &[(&str, Way)] = &[("auto", Way::Auto), ("kernel", Way::Kernel), ("process", Way::Process)];
+
 /// [`Layout`]'s words; the type is the engine's.
 const LAYOUT_WORDS: &[(&str, Layout)] = &[("by-driver", Layout::ByDriver), ("flat", Layout::Flat)];
 
@@ -306,6 +310,8 @@ pub struct CephConfig {
     pub timeout: Duration,
     /// How long no sign of life of another node may be seen before it is silent.
     pub silence: Duration,
+    /// By what images are attached.
+    pub attach: Way,
 }
 
 impl Default for CephConfig {
@@ -319,6 +325,7 @@ impl Default for CephConfig {
             repl: None,
             timeout: Duration::from_secs(10),
             silence: dunnage_driver::SILENCE,
+            attach: Way::default(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The words of this room.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use dunnage_model::{Bytes, FsKind, MountOptions, PublishMode, RootPath};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,13 @@ impl DeviceNumber {
     /// A block device.
     pub const fn new(major: u32, minor: u32) -> Self {
         DeviceNumber { major, minor, folder: None }
+    }
+
+    /// The device's node: `/dev/loop0` for 7:0.
+    pub fn node(&self) -> PathBuf {
+        let link = std::fs::read_link(format!("/sys/dev/block/{}:{}", self.major, self.minor)).ok();
+        let name = link.and_then(|link| Some(link.file_name()?.to_owned()));
+        name.map_or_else(|| format!("/dev/block/{}:{}", self.major, self.minor).into(), |name| Path::new("/dev").join(name))
     }
 
     /// A folder of a filesystem with this number.

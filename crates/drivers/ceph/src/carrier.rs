@@ -1,5 +1,5 @@
-//! An image as a block device where the kernel has no rbd: `qemu-storage-daemon` shows it as a file over FUSE, and a loop device is
-//! put on that file.
+//! An image as a block device: mapped by the kernel ([`kernel`]) or, where it has no rbd, by a process: `qemu-storage-daemon` shows it
+//! as a file over FUSE, and a loop device is put on that file.
 //!
 //! Such a process carries the volume's data. It is nobody's child, outlives the daemon, and is found again by its folder, which
 //! stands in its command line. What is known of it lies in that folder, beside the file that it serves.
@@ -22,6 +22,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::ClientAddress;
+use crate::kernel::{self, MAPPING, Mapped, Mapping, SAID};
 use crate::tasks::Place;
 
 /// The program.
@@ -34,24 +35,42 @@ const PID: &str = "pid";
 const CLIENT: &str = "client";
 /// The cluster's configuration, with the place of the key.
 const CONF: &str = "ceph.conf";
-/// What it said when it did not start.
-const SAID: &str = "said";
 
 /// How long it may take to open an image.
 const START: Duration = Duration::from_secs(30);
 /// How long it may take to end: whatever was to be written was flushed before.
 const END: Duration = Duration::from_secs(5);
 
+/// By what an image is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// By the kernel if it can, else by a process.
+    #[default]
+    Auto,
+    /// By the kernel's own client.
+    Kernel,
+    /// By a process.
+    Process,
+}
+
 /// How an image stands on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Carried {
     /// It is not here.
     No,
-    /// Its process runs, and nobody has come to know yet as whom it writes: a start that was interrupted.
+    /// It is carried, and nobody has come to know yet as whom: a start that was interrupted.
     Unnamed,
-    /// Its process runs, and writes as this client to the image of the volume with this number.
-    By(ClientAddress, Uuid),
-    /// Its process has died.
+    /// It is carried, and written to as this client.
+    By {
+        /// The client.
+        client: ClientAddress,
+        /// The number of the volume whose image it is.
+        volume: Uuid,
+        /// The kernel's device, where the kernel carries it.
+        mapped: Option<Mapped>,
+    },
+    /// What carried it has died.
     Dead,
 }
 
@@ -62,6 +81,8 @@ pub enum Ended {
     InOrder,
     /// It was killed, by whomever: what it had sent may be on its way.
     Killed,
+    /// It has not ended: the kernel's device is open.
+    Open,
 }
 
 fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
@@ -108,14 +129,22 @@ impl Task for Look {
         if !folder.is_dir() {
             return Ok(Carried::No);
         }
-        if process(&folder)?.is_none() {
-            return Ok(Carried::Dead);
-        }
+        let mapped = match Mapping::read(&folder)? {
+            Some(mapping) => match mapping.mapped()? {
+                None => return Ok(Carried::Dead),
+                mapped => mapped,
+            },
+            None if process(&folder)?.is_none() => return Ok(Carried::Dead),
+            None => None,
+        };
         match std::fs::read_to_string(folder.join(CLIENT)) {
             Ok(text) => {
                 let damaged = || Error::internal(format!("{} is damaged", folder.join(CLIENT).display()));
                 let (client, volume) = text.split_once(' ').ok_or_else(damaged)?;
-                Ok(Carried::By(client.parse()?, volume.parse().map_err(|_| damaged())?))
+                let (client, volume) = (client.parse()?, volume.parse().map_err(|_| damaged())?);
+                // Mapped anew by somebody else, it is not what was named.
+                let is_other = mapped.as_ref().is_some_and(|mapped| mapped.client != client);
+                Ok(if is_other { Carried::Unnamed } else { Carried::By { client, volume, mapped } })
             }
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Carried::Unnamed),
             Err(e) => Err(os(format_args!("cannot read {}", folder.join(CLIENT).display()))(e)),
@@ -123,9 +152,20 @@ impl Task for Look {
     }
 }
 
-/// Starts the process, and waits until it shows the image.
+/// What came of a start.
+#[derive(Serialize, Deserialize)]
+pub struct Started {
+    /// The kernel's device. A process does not say as whom it writes.
+    pub mapped: Option<Mapped>,
+    /// Why it is not the kernel, which could have been.
+    pub why_not: Option<String>,
+}
+
+/// Has an image carried, and waits until it can be used.
 #[derive(Serialize, Deserialize)]
 pub struct Start {
+    /// By what.
+    pub way: Way,
     /// Its folder.
     pub folder: PathBuf,
     /// The image's pool.
@@ -136,10 +176,10 @@ pub struct Start {
 
 impl Task for Start {
     const NAME: &'static str = "ceph.start";
-    type Output = ();
+    type Output = Started;
 
-    fn run(self) -> Result<()> {
-        let Start { folder, place: Place { access, pool }, image } = self;
+    fn run(self) -> Result<Started> {
+        let Start { way, folder, place: Place { access, pool }, image } = self;
         let what = format!("cannot make {}", folder.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(os(&what))?;
         // The key is where the configuration says, or where ours does.
@@ -150,6 +190,21 @@ impl Task for Start {
         }
         std::fs::write(folder.join(CONF), conf).map_err(os(&what))?;
         File::create(folder.join(DEVICE)).map_err(os(&what))?;
+        let mut why_not = None;
+        if way == Way::Kernel || way == Way::Auto && kernel::is_here() {
+            let why = kernel::map(&folder, &folder.join(CONF), &access.user, &pool, &image)?;
+            if let Some(mapped) = Mapping::read(&folder)?.and_then(|mapping| mapping.mapped().transpose()).transpose()? {
+                return Ok(Started { mapped: Some(mapped), why_not: None });
+            }
+            let why = why.unwrap_or_else(|| "it is mapped, and the kernel does not show it".to_owned());
+            if way == Way::Kernel {
+                clear(&folder)?;
+                let next = "look at the kernel's log, and whether the package ceph-common is installed; or leave 'attach' out of the driver's settings";
+                return Err(Error::unavailable(format!("the kernel cannot map image {image:?} of pool {pool:?}: {why}"), next));
+            }
+            std::fs::remove_file(folder.join(MAPPING)).map_err(os(&what))?;
+            why_not = Some(why);
+        }
         let blockdev = json!({
             "driver": "rbd",
             "node-name": "volume",
@@ -179,7 +234,7 @@ impl Task for Start {
             return Err(Error::unavailable(detail, "look at 'ceph status' and at the network to its storage daemons"));
         };
         if status.success() {
-            return Ok(());
+            return Ok(Started { mapped: None, why_not });
         }
         let said = std::fs::read_to_string(folder.join(SAID)).unwrap_or_default();
         let last = said.lines().last().unwrap_or("it said nothing").chars().take(300).collect::<String>();
@@ -212,7 +267,7 @@ impl Task for Tell {
     }
 }
 
-/// Ends the process, when nothing uses its file any more, and takes its folder away.
+/// Ends what carries an image, when nothing uses that any more, and takes its folder away.
 #[derive(Serialize, Deserialize)]
 pub struct End {
     /// Its folder.
@@ -224,6 +279,17 @@ impl Task for End {
     type Output = Ended;
 
     fn run(self) -> Result<Ended> {
+        if let Some(mapping) = Mapping::read(&self.folder)? {
+            let mapped = mapping.mapped()?;
+            if let Some(mapped) = &mapped
+                && !kernel::unmap(mapped)?
+            {
+                return Ok(Ended::Open);
+            }
+            clear(&self.folder)?;
+            // Who unmapped it may have been in a hurry.
+            return Ok(if mapped.is_some() { Ended::InOrder } else { Ended::Killed });
+        }
         end(&self.folder, END)?;
         let in_order = !self.folder.join(PID).exists();
         clear(&self.folder)?;
@@ -270,7 +336,7 @@ fn clear(folder: &Path) -> Result<()> {
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(os(what)(e.into())),
     }
-    for file in [DEVICE, PID, CLIENT, "client.new", CONF, SAID] {
+    for file in [DEVICE, PID, CLIENT, "client.new", CONF, SAID, MAPPING, "mapping.new"] {
         match std::fs::remove_file(folder.join(file)) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
             _ => {}
@@ -282,7 +348,7 @@ fn clear(folder: &Path) -> Result<()> {
     }
 }
 
-/// The volumes whose images are on this node, in whatever way.
+/// The volumes whose images are on this node, and the kernel's devices of those that it carries.
 #[derive(Serialize, Deserialize)]
 pub struct All {
     /// The folder of their folders.
@@ -291,13 +357,15 @@ pub struct All {
 
 impl Task for All {
     const NAME: &'static str = "ceph.all";
-    type Output = Vec<VolumeName>;
+    type Output = Vec<(VolumeName, Option<Mapped>)>;
 
-    fn run(self) -> Result<Vec<VolumeName>> {
-        match std::fs::read_dir(&self.folder) {
-            Ok(entries) => Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-            Err(e) => Err(os(format_args!("cannot list {}", self.folder.display()))(e)),
-        }
+    fn run(self) -> Result<Self::Output> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(os(format_args!("cannot list {}", self.folder.display())))?,
+        };
+        let named = entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
+        let mapped = |folder: &Path| Mapping::read(folder)?.map_or(Ok(None), |mapping| mapping.mapped());
+        named.map(|(name, folder)| Ok((name, mapped(&folder)?))).collect()
     }
 }

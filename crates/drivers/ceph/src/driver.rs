@@ -19,7 +19,8 @@ use dunnage_model::{
 };
 use uuid::Uuid;
 
-use crate::carrier::{self, Carried, Ended};
+use crate::carrier::{self, Carried, Ended, Started, Way};
+use crate::kernel;
 use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
     AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, ListImages, ListNames, Place,
@@ -47,6 +48,8 @@ pub struct Settings {
     pub repl: Option<u32>,
     /// How long no sign of life of another node may be seen before it is silent.
     pub silence: Duration,
+    /// By what images are attached.
+    pub way: Way,
     /// Who we are.
     pub me: Owner,
     /// Where the devices of this node are kept track of; it dies with the boot.
@@ -187,18 +190,41 @@ impl Ceph {
         self.here(name, carrier::End { folder: self.folder(name) }).await
     }
 
-    /// Begins to carry an image, and finds out as whom.
-    async fn start(&self, name: &VolumeName, stored: &Stored) -> Result<()> {
+    /// Detaches what there is, in whatever state.
+    async fn let_go(&self, name: &VolumeName, device: Option<DeviceNumber>) -> Result<Detached> {
+        if self.host.loops.detach(&self.file(name), device).await.map_err(|e| e.of(name))? == Detached::Lingering {
+            return Ok(Detached::Lingering);
+        }
+        Ok(match self.end(name).await? {
+            Ended::InOrder => Detached::Done,
+            Ended::Killed => Detached::Killed,
+            Ended::Open => Detached::Lingering,
+        })
+    }
+
+    /// Begins to carry an image, and finds out as whom. Gives the kernel's device, if it is the kernel.
+    async fn start(&self, name: &VolumeName, stored: &Stored, way: Way) -> Result<Option<Attached>> {
         let (folder, place, image) = (self.folder(name), self.place(&stored.pool), stored.image_name());
         let before = self.watchers(name, stored).await?;
-        self.here(name, carrier::Start { folder: folder.clone(), place, image }).await?;
-        let new: Vec<ClientAddress> = self.watchers(name, stored).await?.difference(&before).copied().collect();
-        let [client] = new[..] else {
-            self.end(name).await?;
-            let detail = format!("{} clients have opened its image at the same time, and nobody can say which one is ours", new.len());
-            return Err(Error::unavailable(detail, "ask again").of(name));
+        let Started { mapped, why_not } = self.here(name, carrier::Start { way, folder: folder.clone(), place, image }).await?;
+        if let Some(why) = why_not {
+            tracing::warn!(volume = %name, "the kernel cannot map its image, a process carries it: {why}");
+        }
+        let client = match &mapped {
+            Some(mapped) => mapped.client,
+            None => {
+                let new: Vec<ClientAddress> = self.watchers(name, stored).await?.difference(&before).copied().collect();
+                let [client] = new[..] else {
+                    self.end(name).await?;
+                    let detail =
+                        format!("{} clients have opened its image at the same time, and nobody can say which one is ours", new.len());
+                    return Err(Error::unavailable(detail, "ask again").of(name));
+                };
+                client
+            }
         };
-        self.here(name, carrier::Tell { folder, client, volume: stored.volume.id }).await
+        self.here(name, carrier::Tell { folder, client, volume: stored.volume.id }).await?;
+        Ok(mapped.map(|mapped| Attached { path: mapped.path(), number: mapped.number, found: false }))
     }
 
     async fn watchers(&self, name: &VolumeName, stored: &Stored) -> Result<BTreeSet<ClientAddress>> {
@@ -288,24 +314,26 @@ impl Driver for Ceph {
             return Err(Error::unavailable("it is being removed", "look at 'dunnage volume inspect'").of(name));
         }
         let cut = |client: &ClientAddress| stored.owner.cut.contains(&Client(client.to_string()));
-        let mut carried = self.look(name).await?;
-        match carried {
-            Carried::By(client, volume) if volume == stored.volume.id && !cut(&client) => {}
-            Carried::No => {}
+        let found = match self.look(name).await? {
+            Carried::By { client, volume, mapped } if volume == stored.volume.id && !cut(&client) => {
+                if let Some(mapped) = mapped {
+                    return Ok(Attached { path: mapped.path(), number: mapped.number, found: true });
+                }
+                true
+            }
+            Carried::No => false,
             // It was cut off, or is of an earlier volume of that name, or has died, or nobody knows as whom it writes: nothing good
             // comes of it any more.
-            Carried::By(..) | Carried::Dead | Carried::Unnamed => {
-                if self.host.loops.detach(&self.file(name), None).await.map_err(|e| e.of(name))? == Detached::Lingering {
+            Carried::By { .. } | Carried::Dead | Carried::Unnamed => {
+                if self.let_go(name, None).await? == Detached::Lingering {
                     let detail = "what this node had of it was cut off, and something on this node uses that still";
                     return Err(Error::in_use(Vec::new(), HERE, detail, "end what uses it, then ask again").of(name));
                 }
-                self.end(name).await?;
-                carried = Carried::No;
+                false
             }
-        }
-        let found = carried != Carried::No;
-        if !found {
-            self.start(name, &stored).await?;
+        };
+        if !found && let Some(attached) = self.start(name, &stored, self.settings.way).await? {
+            return Ok(attached);
         }
         let device = self.host.loops.attach(&self.file(name)).await.map_err(|e| e.of(name))?;
         Ok(Attached { path: device.path, number: device.number, found: found && device.found })
@@ -315,28 +343,24 @@ impl Driver for Ceph {
         if self.look(name).await? == Carried::No {
             return Ok(Detached::NotThere);
         }
-        if self.host.loops.detach(&self.file(name), device).await.map_err(|e| e.of(name))? == Detached::Lingering {
-            return Ok(Detached::Lingering);
+        let detached = self.let_go(name, device).await?;
+        if detached == Detached::Killed {
+            tracing::warn!(volume = %name, "what carried it was killed; its client is cut off before the volume is given up");
         }
-        match self.end(name).await? {
-            Ended::InOrder => Ok(Detached::Done),
-            Ended::Killed => {
-                tracing::warn!(volume = %name, "the process that carried it was killed; its client is cut off before the volume is given up");
-                Ok(Detached::Killed)
-            }
-        }
+        Ok(detached)
     }
 
     fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool {
-        self.host.loops.has_in_place(&self.file(name), device)
+        self.host.loops.has_in_place(&self.file(name), device) || kernel::has(&self.folder(name), device)
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>> {
         let names = run(&*self.host.runner, &carrier::All { folder: self.settings.folder.clone() }).await?;
         let loops = self.host.loops.list(&self.settings.folder).await?;
-        let of = |name: VolumeName| {
+        let of = |(name, mapped): (VolumeName, Option<kernel::Mapped>)| {
             let path = self.file(&name).path();
-            let number = loops.iter().find(|device| device.backing == path)?.number;
+            let on_file = || loops.iter().find(|device| device.backing == path).map(|device| device.number);
+            let number = mapped.map(|mapped| mapped.number).or_else(on_file)?;
             Some(Attachment { name, number })
         };
         Ok(names.into_iter().filter_map(of).collect())
@@ -390,7 +414,8 @@ impl Provision for Ceph {
         // One that is there already is this volume's own: no other has its number.
         self.ask(name, create).await?;
         // Through the process that carries it, the platform itself says that nothing was ever written: no device can.
-        self.start(name, &stored).await?;
+        // (The kernel's own client says it to nobody.)
+        self.start(name, &stored, Way::Process).await?;
         Ok(Allocated { path: self.file(name).path(), attached: true })
     }
 
@@ -500,7 +525,7 @@ impl Share for Ceph {
 
     async fn mine(&self, name: &VolumeName) -> Result<BTreeSet<Client>> {
         match self.look(name).await? {
-            Carried::By(client, _) => Ok([Client(client.to_string())].into()),
+            Carried::By { client, .. } => Ok([Client(client.to_string())].into()),
             Carried::No | Carried::Dead => Ok(BTreeSet::new()),
             // Nobody has ever read or written through it.
             Carried::Unnamed => self.end(name).await.map(|_| BTreeSet::new()),

@@ -13,6 +13,7 @@ mod driver;
 mod fault;
 mod image;
 mod index;
+mod kernel;
 mod library;
 mod node;
 mod pool;
@@ -20,6 +21,7 @@ pub mod tasks;
 mod volumes;
 
 pub use address::ClientAddress;
+pub use carrier::Way;
 pub use cluster::{Access, Cluster, PoolName};
 pub use driver::{Ceph, Settings};
 pub use fault::is_fenced;

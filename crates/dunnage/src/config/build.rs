@@ -14,7 +14,7 @@ use super::share::Share;
 use super::tree::{self, Node};
 use super::{
     Adopt, CephConfig, CephfsConfig, Config, CreatePolicy, DockerEndpoint, DriverConfig, HINT_WORDS, Holders, LAYOUT_WORDS, LocalConfig,
-    Places, Preempt, Reconcile, RemovePolicy, STORE_WORDS, rexray, show,
+    Places, Preempt, Reconcile, RemovePolicy, STORE_WORDS, WAY_WORDS, rexray, show,
 };
 
 /// Every driver type of the field that is known by name; all but `local`, `ceph` and `cephfs` are not in this build.
@@ -326,6 +326,9 @@ impl Builder<'_> {
         // A node is looked at once a second, and gives five signs in the time.
         if let Some(given) = section.get("silence").and_then(|field| field.duration(Duration::from_secs(5), self.flaws)) {
             ceph.silence = given;
+        }
+        if let Some(way) = section.get("attach").and_then(|field| field.word(WAY_WORDS, self.flaws)) {
+            ceph.attach = way;
         }
         section.end(self.flaws);
         ceph

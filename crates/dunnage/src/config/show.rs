@@ -10,7 +10,7 @@ use super::flaws::printable;
 use super::tree::{Node, Value};
 use super::{
     CephConfig, CephfsConfig, Config, DEFAULT_FILE, DockerEndpoint, DriverConfig, HINT_WORDS, LAYOUT_WORDS, LocalConfig, STORE_WORDS,
-    Volumes, word_of,
+    Volumes, WAY_WORDS, word_of,
 };
 use crate::output;
 
@@ -97,12 +97,13 @@ fn way_to_ceph(name: &str, kind: &str, conf: &Path, user: &str, keyring: Option<
 }
 
 fn ceph_yaml(name: &str, ceph: &CephConfig) -> String {
-    let CephConfig { conf, user, keyring, pool, pools, repl, timeout, silence } = ceph;
+    let CephConfig { conf, user, keyring, pool, pools, repl, timeout, silence, attach } = ceph;
     let mut lines = way_to_ceph(name, "ceph", conf, user, keyring.as_ref());
     let pools: Vec<String> = pools.iter().map(|pool| scalar(pool)).collect();
     lines.push(format!("    pool: {}\n    pools: [{}]", scalar(pool), pools.join(", ")));
     lines.extend(repl.map(|repl| format!("    repl: {repl}")));
     lines.push(format!("    timeout: {}s\n    silence: {}s", timeout.as_secs(), silence.as_secs()));
+    lines.push(format!("    attach: {}  # auto | kernel | process", word_of(*attach, WAY_WORDS)));
     lines.join("\n")
 }
 

@@ -1,10 +1,8 @@
 //! The words of REX-Ray's JSON, and which of them are left out when they say nothing (Go's `omitempty`).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use dunnage_engine::VolumeView;
-use dunnage_host::DeviceNumber;
 use dunnage_model::{Bytes, VolumeState};
 use serde::{Serialize, Serializer};
 
@@ -130,7 +128,7 @@ impl Volume {
             _ => State::Unknown,
         };
         let attachment = || Attachment {
-            device_name: view.device.map(device_node).unwrap_or_default(),
+            device_name: view.device.map(|device| device.node().display().to_string()).unwrap_or_default(),
             mount_point: view.mountpoint.clone().unwrap_or_default(),
             instance: InstanceId { id: node.to_owned(), driver: driver.clone(), service: info.endpoint.to_string() },
             status: State::Attached.word().to_owned(),
@@ -171,12 +169,6 @@ impl Volume {
 /// Whole GiB, as many as it needs.
 pub fn gibibytes(size: Bytes) -> u64 {
     size.0.div_ceil(Bytes::GIB)
-}
-
-/// A device's node: `/dev/loop0` for 7:0.
-fn device_node(number: DeviceNumber) -> String {
-    let name = std::fs::read_link(format!("/sys/dev/block/{number}")).ok().and_then(|link| Some(link.file_name()?.to_owned()));
-    name.map(|name| Path::new("/dev").join(name)).unwrap_or_else(|| format!("/dev/block/{number}").into()).display().to_string()
 }
 
 /// A service: one of our drivers.

@@ -1,0 +1,127 @@
+//! Images of Ceph that the kernel itself maps, in an emulated machine whose kernel can; its neighbour is a node of the usual kind.
+//!
+//! Run by hand: 'cargo xtask test --tier 4'.
+
+use std::path::PathBuf;
+
+use dunnage_tests::ceph::{Ceph, Manager, POOL, USER};
+use dunnage_tests::machine::{SWITCH, Switch};
+use dunnage_tests::vm::Vm;
+use dunnage_tests::{Node, eventually, scratch, sh};
+use serde_json::json;
+use std::time::Duration;
+
+/// How long it may take until a dead machine's volume is another's: 30 s of it are Ceph's.
+const FAILOVER: Duration = Duration::from_secs(120);
+
+/// A machine whose kernel maps images, and a node where a process carries them.
+struct Bench {
+    // Dropped in this order: who uses it before what is used.
+    vm: Vm,
+    node: Node,
+    ceph: Ceph,
+    _switch: Switch,
+}
+
+impl Bench {
+    fn new() -> Option<Bench> {
+        let switch = Switch::new();
+        let ceph = Ceph::start_at(SWITCH, 1, Manager::None)?;
+        let vm = Vm::boot("vm", 9, &scratch())?;
+        let bench = Bench { node: ceph.node("node", ""), vm, ceph, _switch: switch };
+        bench.vm.start_daemon(&bench.yaml());
+        Some(bench)
+    }
+
+    fn yaml(&self) -> String {
+        let (conf, keyring) = (self.ceph.conf(), self.ceph.keyring());
+        format!(
+            "volumes: {{ defaults: {{ size: 64MiB }} }}\n\
+             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL}, attach: kernel }} }}\n\
+             endpoints: {{ docker: [ {{ name: pxd, driver: pxd }} ] }}\n",
+            conf.display(),
+            keyring.display()
+        )
+    }
+
+    fn mount(&self, name: &str) -> PathBuf {
+        self.vm.dunnage(&format!("volume mount {name}")).ok().into()
+    }
+
+    /// The kernel's devices in the machine.
+    fn mapped(&self) -> Vec<String> {
+        self.vm.sh("ls /sys/bus/rbd/devices").ok().split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn create(&self, name: &str) {
+        self.node.plugin_ok("VolumeDriver.Create", &json!({ "Name": name, "Opts": {} }));
+    }
+}
+
+#[test]
+fn a_volume_is_mapped_by_the_kernel_survives_the_daemon_and_goes_to_a_node_where_a_process_carries_it_and_back() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.create("pg");
+    let path = bench.mount("pg");
+    let shown = bench.vm.dunnage("volume inspect pg").ok();
+    println!("{shown}");
+    assert!(shown.contains("/dev/rbd0"), "{shown}");
+    bench.vm.sh(&format!("echo by-the-kernel >{0}/file; sync {0}/file", path.display())).ok();
+
+    bench.vm.kill_daemon();
+    bench.vm.start_daemon(&bench.yaml());
+    assert_eq!(bench.mapped().len(), 1, "it is mapped still, once");
+    assert_eq!(bench.vm.sh(&format!("cat {}/file", path.display())).ok(), "by-the-kernel");
+
+    bench.vm.dunnage("volume unmount pg").ok();
+    assert!(bench.mapped().is_empty(), "it is unmapped");
+    let there = bench.node.mount("pg", "c");
+    assert_eq!(sh(&format!("cat {}/file", there.display())), "by-the-kernel");
+    sh(&format!("echo by-a-process >{0}/file; sync {0}/file", there.display()));
+    bench.node.unmount("pg", "c");
+    let path = bench.mount("pg");
+    assert_eq!(bench.vm.sh(&format!("cat {}/file", path.display())).ok(), "by-a-process");
+
+    // Somebody works in it: nothing is let go of.
+    bench.vm.sh(&format!("cd {}; setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/run/sleeper", path.display())).ok();
+    let said = bench.vm.dunnage("volume unmount pg");
+    assert!(said.code != 0 && said.err.contains("in_use"), "{said:?}");
+    assert_eq!(bench.mapped().len(), 1);
+    bench.vm.sh("kill $(cat /run/sleeper)").ok();
+    eventually("it is unmapped", FAILOVER, || bench.mapped().is_empty());
+    // A new one is made through a process there, too: only that says that nothing was ever written to it.
+    bench.vm.dunnage("volume create made-there").ok();
+    bench.vm.dunnage("volume rm made-there").ok();
+    bench.node.finish();
+}
+
+#[test]
+fn law_6_a_machine_that_stood_still_writes_nothing_through_the_kernel_after_its_volume_was_taken() {
+    let Some(mut bench) = Bench::new() else { return };
+    for name in ["pg", "other"] {
+        bench.create(name);
+    }
+    let (path, other) = (bench.mount("pg"), bench.mount("other"));
+    let write = |path: &PathBuf, word: &str| bench.vm.sh(&format!("echo {word} >>{0}/file; sync {0}/file", path.display()));
+    write(&path, "before").ok();
+    write(&other, "before").ok();
+    bench.vm.freeze();
+    let there = bench.node.mount("pg", "c");
+    assert_eq!(sh(&format!("cat {}/file", there.display())), "before");
+    sh(&format!("echo after >>{0}/file; sync {0}/file", there.display()));
+    bench.vm.thaw();
+    let said = write(&path, "too-late");
+    assert_ne!(said.code, 0, "it was told that a write had gone well: {said:?}");
+    // The other volume has a client of its own: nobody took it, and it goes on.
+    write(&other, "goes-on").ok();
+    bench.node.unmount("pg", "c");
+    // What was cut off goes, and the volume comes back.
+    bench.vm.dunnage("volume unmount pg").ok();
+    let path = bench.mount("pg");
+    assert_eq!(bench.vm.sh(&format!("cat {}/file", path.display())).ok(), "before\nafter");
+    for name in ["pg", "other"] {
+        bench.vm.dunnage(&format!("volume unmount {name}")).ok();
+    }
+    assert!(bench.mapped().is_empty());
+    bench.node.finish();
+}
