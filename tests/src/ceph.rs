@@ -390,6 +390,16 @@ osd class default list = *
         self.osds[n] = Some(self.spawn("ceph-osd", &n.to_string()));
     }
 
+    /// The monitor starts anew, and takes its time as an operator's does who has set nothing.
+    pub fn slow_mon(&mut self) {
+        let text = std::fs::read_to_string(self.conf()).expect("ceph.conf");
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("paxos ")).collect();
+        std::fs::write(self.conf(), lines.join("\n") + "\n").expect("ceph.conf");
+        end(&mut self.monitor);
+        self.monitor = Some(self.spawn("ceph-mon", "a"));
+        crate::eventually("the monitor is back", crate::BOUND, || self.ceph(&["health"]).code == 0);
+    }
+
     /// From now on the monitor says nothing.
     pub fn stop_mon(&self) {
         self.signal_mon(Signal::STOP);

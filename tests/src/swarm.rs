@@ -137,6 +137,47 @@ impl Swarm {
         self.wait_for("the first record", |owner| owner.is_some());
     }
 
+    /// A service with a task on every machine and a volume for each, `data-1` and so on; waits until all write.
+    pub fn serve_replicas(&self) {
+        let volume = "--mount=type=volume,volume-driver=pxd,source=data-{{.Task.Slot}},target=/data";
+        let outside = format!("--mount=type=bind,source={},target=/outside", self.outside.display());
+        let names = ["--env=NODE={{.Node.Hostname}}", "--env=TASK={{.Task.ID}}", "--env=SLOT={{.Task.Slot}}"];
+        let ends = ["--stop-signal=KILL", "--stop-grace-period=5s", "--restart-delay=1s", "--replicas=3"];
+        let script = format!("mkdir -p /outside/$SLOT{}", WRITER.replace("/outside/", "/outside/$SLOT/"));
+        let flags = ["--detach", "--no-resolve-image", "--name", "replicas", volume, &outside];
+        self.docker(&[&["service", "create"], &flags[..], &names, &ends, &[IMAGE, "sh", "-c", &script]].concat()).ok();
+        for slot in 1..=3 {
+            eventually("every replica writes", FAILOVER, || self.writer_of(slot).is_some());
+        }
+    }
+
+    /// Who acknowledged last of a replica.
+    pub fn writer_of(&self, slot: u32) -> Option<String> {
+        self.outside(&format!("{slot}/acknowledged")).pop().map(|(node, _, _)| node)
+    }
+
+    /// Every record that a replica acknowledged is in its volume, and nobody else has that.
+    #[track_caller]
+    pub fn check_replica(&self, slot: u32) {
+        let round = format!("replica {slot}");
+        let acknowledged = self.outside(&format!("{slot}/acknowledged"));
+        let has = |machine: &Machine| machine.mounts().into_iter().find(|path| path.ends_with(format!("data-{slot}")));
+        let mounted: Vec<_> = self.machines.iter().filter_map(|machine| Some((machine, has(machine)?))).collect();
+        let [(machine, path)] = &mounted[..] else { panic!("{round} is mounted at {} machines", mounted.len()) };
+        let there = records(&machine.sh(&format!("cat {}/log", path.display())).ok());
+        judge(&round, &acknowledged, &there);
+        println!("{round}: all of {} acknowledged records are there, {} writes", acknowledged.len(), machine.name);
+    }
+
+    /// The replicas go, and all that they had is let go of.
+    pub fn end_replicas(&self) {
+        self.docker(&["service", "rm", "replicas"]).ok();
+        let rest = |machine: &Machine| machine.mounts().iter().any(|path| !path.ends_with(VOLUME));
+        for machine in &self.machines {
+            eventually("a machine has let the replicas' volumes go", FAILOVER, || !rest(machine));
+        }
+    }
+
     /// `docker ARGS` at the manager.
     pub fn docker(&self, args: &[&str]) -> Ran {
         self.machines[MANAGER].docker(args)

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use dunnage_host::crash::VARIABLE;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::NET;
@@ -44,7 +45,12 @@ $bb mkdir -p /root/run/lock /root/run/docker/plugins /root/mnt/share
 $bb mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=none share /root/mnt/share
 $bb ip link set lo up; $bb ip address add $vm_address/24 dev eth0; $bb ip link set eth0 up
 $bb hostname $vm_name
-exec $bb chroot /root /bin/sh /mnt/share/loop
+$bb mkdir -p /root/run/systemd/system
+printf '[Unit]\nDefaultDependencies=no\n[Service]\nExecStart=/bin/sh /mnt/share/loop\n' >/root/run/systemd/system/loop.service
+case $vm_init in
+systemd) exec $bb switch_root /root /lib/systemd/systemd --unit=loop.service ;;
+*) rmdir /root/run/systemd/system; exec $bb switch_root /root /bin/sh /mnt/share/loop ;;
+esac
 "#;
 
 /// Takes its orders one by one.
@@ -58,6 +64,9 @@ while :; do
 done
 "#;
 
+/// Where its daemon comes by crash points.
+const CRASH: &str = "/run/crash";
+
 /// A virtual machine.
 pub struct Vm {
     name: &'static str,
@@ -69,17 +78,22 @@ pub struct Vm {
 impl Vm {
     /// Switches one on that is connected to the switch of the thread; `None` where something for it is missing (noted as a skip).
     pub fn boot(name: &'static str, number: u8, folder: &Path) -> Option<Vm> {
+        Vm::boot_with("plain", name, number, folder)
+    }
+
+    /// The same, run by `systemd` or by nothing but what it is told (`plain`).
+    pub fn boot_with(init: &str, name: &'static str, number: u8, folder: &Path) -> Option<Vm> {
         let Some(kernel) = std::env::var_os("DUNNAGE_TEST_KERNEL").map(PathBuf::from) else {
             skip("needs a Debian kernel to boot: run 'cargo xtask test --tier 4'");
             return None;
         };
         let share = folder.join("share");
         std::fs::create_dir_all(&share).expect("folder");
-        let (initrd, init) = (folder.join("initrd"), folder.join("init"));
-        std::fs::write(&init, INIT).expect("init");
+        let (initrd, script) = (folder.join("initrd"), folder.join("init"));
+        std::fs::write(&script, INIT).expect("init");
         std::fs::write(share.join("loop"), LOOP).expect("loop");
         let mut make = Command::new("sh");
-        make.args(["-euc", INITRD, "sh"]).arg(&kernel).arg(&initrd).env("MODULES", MODULES).env("INIT", &init);
+        make.args(["-euc", INITRD, "sh"]).arg(&kernel).arg(&initrd).env("MODULES", MODULES).env("INIT", &script);
         assert!(make.status().expect("sh").success(), "there is no first filesystem");
         let image = sh(&format!("ls {}/boot/vmlinuz-*", kernel.display()));
         let tap = format!("t{number}");
@@ -87,7 +101,7 @@ impl Vm {
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "1", "-nodefaults", "-no-user-config"]);
         qemu.args(["-display", "none", "-serial", "stdio", "-no-reboot", "-kernel", &image, "-initrd"]).arg(&initrd);
-        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 vm.name={name} vm.address={NET}.{number}")]);
+        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 vm.init={init} vm.name={name} vm.address={NET}.{number}")]);
         for (tag, path, mode) in [("root", Path::new("/"), ",readonly=on"), ("share", &*share, "")] {
             qemu.args(["-fsdev", &format!("local,id={tag},path={},security_model=none,multidevs=remap{mode}", path.display())]);
             qemu.args(["-device", &format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
@@ -114,11 +128,22 @@ impl Vm {
         Ran { code: read("code").trim().parse().expect("a code"), out: read("out"), err: read("err") }
     }
 
+    /// The configuration of its daemon.
+    pub fn configure(&self, yaml: &str) {
+        std::fs::write(self.folder.join("share/config.yml"), yaml).expect("configuration");
+    }
+
     /// Starts a daemon with this configuration, and waits until it serves.
     pub fn start_daemon(&self, yaml: &str) {
-        std::fs::write(self.folder.join("share/config.yml"), yaml).expect("configuration");
+        self.configure(yaml);
         let line = self.line("start -f --log-level debug");
-        self.sh(&format!("setsid {line} </dev/null >>/mnt/share/log 2>&1 & echo $! >/run/daemon")).ok();
+        self.sh(&format!("mkdir -p {CRASH}; {VARIABLE}={CRASH} setsid {line} </dev/null >>/mnt/share/log 2>&1 & echo $! >/run/daemon"))
+            .ok();
+        self.wait_until_it_serves();
+    }
+
+    /// Waits until its daemon serves.
+    pub fn wait_until_it_serves(&self) {
         self.sh(&format!("for i in $(seq 200); do {} && exit 0; sleep 0.1; done; exit 1", self.line("status"))).ok();
     }
 
@@ -127,7 +152,29 @@ impl Vm {
         self.sh("kill -9 $(cat /run/daemon); while test -d /proc/$(cat /run/daemon); do sleep 0.1; done").ok();
     }
 
-    fn line(&self, args: &str) -> String {
+    /// Whether it runs.
+    pub fn daemon_runs(&self) -> bool {
+        self.sh("test -d /proc/$(cat /run/daemon)").code == 0
+    }
+
+    /// Whoever comes by this point next dies there.
+    pub fn die_at(&self, point: &str) {
+        self.sh(&format!("echo {point} >{CRASH}/new; mv {CRASH}/new {CRASH}/die")).ok();
+    }
+
+    /// Whether somebody has died there.
+    pub fn somebody_died(&self) -> bool {
+        self.sh(&format!("test ! -e {CRASH}/die")).code == 0
+    }
+
+    /// The points that were passed since the last call of this.
+    pub fn passed(&self) -> Vec<String> {
+        let said = self.sh(&format!("cd {CRASH}; mv passed read && cat read || true")).ok();
+        said.lines().map(str::to_owned).collect()
+    }
+
+    /// The daemon's command line.
+    pub fn line(&self, args: &str) -> String {
         let places = "--config /mnt/share/config.yml --state-dir /run/state --run-dir /run/dunnage";
         format!("{} {places} --node {} {args}", binary().display(), self.name)
     }

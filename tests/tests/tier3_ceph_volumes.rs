@@ -15,7 +15,7 @@ use dunnage_host::orphans::Brood;
 use dunnage_host::{Detached, Host};
 use dunnage_model::{BootId, Bytes, Owner, PartialSpec};
 use dunnage_tests::ceph::{Ceph, Client, POOL};
-use dunnage_tests::{BOUND, Node, binary, eventually, kernel, sh};
+use dunnage_tests::{BOUND, Node, binary, eventually, is_mounted, kernel, sh};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -191,6 +191,36 @@ fn law_6_a_dead_node_s_volume_is_taken_with_every_acknowledged_write_and_the_nod
     a.unmount("pg", "c3");
     remove(&a, "pg");
     assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+    b.finish();
+}
+
+#[test]
+fn law_6_a_quorum_that_is_lost_in_the_middle_of_a_failover_stops_it_before_the_fence_and_the_retry_goes_on_from_there() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    // The storage daemon alone sees that the dead client is gone, and who claims. To cut one off takes a monitor.
+    ceph.ceph(&["config", "set", "osd", "osd_client_watch_timeout", "5"]).ok();
+    let (mut a, mut b) = (ceph.node_with("a", ", silence: 5s", ""), ceph.node_with("b", ", silence: 5s, timeout: 4s", ""));
+    create(&a, "pg");
+    write(&a.mount("pg", "c1"), "acknowledged");
+    let fenced = || ceph.pool().cluster().blocklisted().expect("a list").len();
+    a.cut_power();
+    ceph.stop_mon();
+    let said = b.plugin_err("VolumeDriver.Mount", &json!({ "Name": "pg", "ID": "c2" }));
+    assert!(said.contains("was not fenced: Ceph does not answer"), "{said}");
+    assert!(!is_mounted(&b.mountpoint("pg")), "nothing is mounted that was not cut off before");
+    ceph.cont_mon();
+    eventually("the monitor answers again", BOUND, || ceph.ceph(&["health"]).code == 0);
+    let path = b.mount("pg", "c2");
+    assert_eq!(fenced(), 1);
+    assert_eq!(read(&path), "acknowledged");
+    write(&path, "newer");
+    b.unmount("pg", "c2");
+    a.start();
+    let path = a.mount("pg", "c3");
+    assert_eq!(read(&path), "newer");
+    a.unmount("pg", "c3");
+    remove(&a, "pg");
     a.finish();
     b.finish();
 }

@@ -166,3 +166,18 @@ fn law_6_swarm_with_always_the_new_task_of_a_node_that_was_given_up_wins_and_the
     println!("given up: {} writes were refused", swarm.refused_by(first));
     swarm.finish();
 }
+
+#[test]
+fn law_6_swarm_three_replicas_have_a_volume_each_and_one_whose_machine_loses_power_finds_its_own() {
+    let Some(mut swarm) = Swarm::start() else { return };
+    swarm.serve_replicas();
+    let first = swarm.writer();
+    let lost = (1..=3).find(|slot| swarm.writer_of(*slot).as_deref() == Some(first)).expect("a replica there");
+    swarm.machine(first).cut_power();
+    eventually("the replica writes elsewhere", FAILOVER, || swarm.writer_of(lost).is_some_and(|node| node != first));
+    (1..=3).for_each(|slot| swarm.check_replica(slot));
+    swarm.machine(first).boot();
+    swarm.wait_until_ready();
+    swarm.end_replicas();
+    comes_back(swarm, "replicas");
+}

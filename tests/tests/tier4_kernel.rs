@@ -3,13 +3,13 @@
 //! Run by hand: 'cargo xtask test --tier 4'.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dunnage_tests::ceph::{Ceph, Manager, POOL, USER};
 use dunnage_tests::machine::{SWITCH, Switch};
 use dunnage_tests::vm::Vm;
-use dunnage_tests::{Node, eventually, scratch, sh};
+use dunnage_tests::{BOUND, Node, eventually, scratch, sh};
 use serde_json::json;
-use std::time::Duration;
 
 /// How long it may take until a dead machine's volume is another's: 30 s of it are Ceph's.
 const FAILOVER: Duration = Duration::from_secs(120);
@@ -44,13 +44,49 @@ impl Bench {
         )
     }
 
+    /// Emulated, a cold connection to Ceph takes longer than a look-up may: the first to ask may be told so.
     fn mount(&self, name: &str) -> PathBuf {
+        self.vm.dunnage(&format!("volume inspect {name}"));
         self.vm.dunnage(&format!("volume mount {name}")).ok().into()
     }
 
     /// The kernel's devices in the machine.
     fn mapped(&self) -> Vec<String> {
         self.vm.sh("ls /sys/bus/rbd/devices").ok().split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// The points that a mount or an unmount comes by in peace, the daemon's and its helpers'.
+    fn points(&self, verb: &str) -> Vec<String> {
+        self.vm.passed();
+        self.vm.dunnage(&format!("volume {verb} pg")).ok();
+        let mut points: Vec<String> = Vec::new();
+        for point in self.vm.passed() {
+            let others = ["sign", ".list/", ".attachments/"].iter().any(|word| point.contains(word));
+            if !others && !points.contains(&point) {
+                points.push(point);
+            }
+        }
+        points
+    }
+
+    /// Dies at a point of a verb; then the verb is done all the same.
+    fn dies_at(&self, verb: &str, point: &str) {
+        self.vm.die_at(point);
+        self.vm.dunnage(&format!("volume {verb} pg"));
+        eventually(&format!("somebody dies at {point}"), BOUND, || self.vm.somebody_died());
+        if !point.starts_with("helper/") {
+            eventually("the daemon is dead", BOUND, || !self.vm.daemon_runs());
+            self.vm.start_daemon(&self.yaml());
+        }
+        eventually(&format!("{verb} after {point}"), FAILOVER, || self.vm.dunnage(&format!("volume {verb} pg")).code == 0);
+    }
+
+    /// However many times it was mounted.
+    fn let_go(&self) {
+        eventually("it is let go of", FAILOVER, || {
+            self.vm.dunnage("volume unmount pg").ok();
+            self.mapped().is_empty()
+        });
     }
 
     fn create(&self, name: &str) {
@@ -96,6 +132,38 @@ fn a_volume_is_mapped_by_the_kernel_survives_the_daemon_and_goes_to_a_node_where
 }
 
 #[test]
+fn what_carries_a_volume_is_outside_of_the_daemon_s_unit_and_outlives_it_under_systemd() {
+    let switch = Switch::new();
+    let Some(ceph) = Ceph::start_at(SWITCH, 1, Manager::None) else { return };
+    let Some(vm) = Vm::boot_with("systemd", "vm", 9, &scratch()) else { return };
+    let bench = Bench { node: ceph.node("node", ""), vm, ceph, _switch: switch };
+    let Bench { vm, .. } = &bench;
+    vm.configure(&bench.yaml().replace("attach: kernel", "attach: process"));
+    // As the installed unit has it.
+    let unit = "Type=notify\nKillMode=process\nRestart=on-failure\nExecStart=";
+    let unit = format!("[Unit]\nDefaultDependencies=no\n[Service]\n{unit}{}\n", vm.line("start -f --log-level debug"));
+    vm.sh(&format!("printf '%s' '{unit}' >/run/systemd/system/dunnage.service; systemctl daemon-reload; systemctl start dunnage")).ok();
+    bench.create("pg");
+    let path = bench.mount("pg");
+    vm.sh(&format!("echo written >{0}/file; sync {0}/file", path.display())).ok();
+    let carriers = || vm.sh("pidof qemu-storage-daemon").ok();
+    let before = carriers();
+    let cgroup = vm.sh(&format!("cat /proc/{before}/cgroup")).ok();
+    println!("{cgroup}");
+    assert!(cgroup.trim_end().ends_with(".scope"), "{cgroup}");
+    // Whatever is done to the unit: all of it is killed, and it is started again.
+    vm.sh("systemctl kill --kill-who=all --signal=KILL dunnage; for i in $(seq 100); do systemctl is-active dunnage && break; sleep 0.1; done").ok();
+    vm.wait_until_it_serves();
+    vm.sh("systemctl restart dunnage").ok();
+    assert_eq!(carriers(), before, "it lives");
+    assert_eq!(vm.sh(&format!("cat {}/file", path.display())).ok(), "written");
+    eventually("it is unmounted", FAILOVER, || vm.dunnage("volume unmount pg").code == 0);
+    assert_eq!(vm.sh("pidof qemu-storage-daemon || true").ok(), "");
+    assert_eq!(vm.sh("systemctl list-units --type=scope --no-legend --plain | grep -c qemu || true").ok(), "0", "no scope is left");
+    vm.sh("systemctl stop dunnage").ok();
+}
+
+#[test]
 fn law_6_a_machine_that_stood_still_writes_nothing_through_the_kernel_after_its_volume_was_taken() {
     let Some(mut bench) = Bench::new() else { return };
     for name in ["pg", "other"] {
@@ -123,5 +191,33 @@ fn law_6_a_machine_that_stood_still_writes_nothing_through_the_kernel_after_its_
         bench.vm.dunnage(&format!("volume unmount {name}")).ok();
     }
     assert!(bench.mapped().is_empty());
+    bench.node.finish();
+}
+
+#[test]
+fn law_4_a_mount_by_the_kernel_that_dies_anywhere_is_done_by_a_retry() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.create("pg");
+    let path = bench.mount("pg");
+    bench.vm.sh(&format!("echo written >{0}/x; sync {0}/x", path.display())).ok();
+    bench.vm.dunnage("volume unmount pg").ok();
+    let (mounting, unmounting) = (bench.points("mount"), bench.points("unmount"));
+    assert!(mounting.iter().any(|point| point == "helper/ceph.start/after"), "{mounting:?}");
+    assert!(bench.mapped().is_empty());
+    for point in &mounting {
+        bench.dies_at("mount", point);
+        assert_eq!(bench.mapped().len(), 1, "{point}");
+        assert_eq!(bench.vm.sh(&format!("cat {}/x", path.display())).ok(), "written", "{point}");
+        bench.let_go();
+    }
+    for point in &unmounting {
+        bench.mount("pg");
+        bench.dies_at("unmount", point);
+        bench.let_go();
+    }
+    println!("{} points", mounting.len() + unmounting.len());
+    let there = bench.node.mount("pg", "c");
+    assert_eq!(sh(&format!("cat {}/x", there.display())), "written");
+    bench.node.unmount("pg", "c");
     bench.node.finish();
 }

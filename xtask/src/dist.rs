@@ -14,7 +14,7 @@ const CONTENTS: &[&str] = &["LICENSE", "README.md", "CHANGELOG.md", "docs"];
 /// Builds the release and packs it.
 pub fn run() -> Result<Verdict> {
     let workspace = Workspace::here()?;
-    let Programs { dunnage: binary, dvdcli } = workspace.build_programs(Profile::Release)?;
+    let Programs { dunnage: binary, dvdcli, .. } = workspace.build_programs(Profile::Release)?;
     let needed = glibc::needed_by(&binary)?;
     let libraries = glibc::libraries(&binary)?;
 

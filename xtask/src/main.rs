@@ -9,6 +9,7 @@ mod bench;
 mod ci;
 mod dist;
 mod glibc;
+mod kernel;
 mod laws;
 mod leaks;
 mod libtest;

@@ -38,7 +38,7 @@ const fn package(name: &'static str, tiers: &'static [u8], here_if: Here, why: &
 }
 
 const fn of_qemu(name: &'static str, here_if: Here, why: &'static str) -> Package {
-    Package { of_qemu: true, ..package(name, &[3], here_if, why) }
+    Package { of_qemu: true, ..package(name, &[3, 4], here_if, why) }
 }
 
 const QEMU_RBD: &str = if cfg!(target_arch = "aarch64") {
@@ -76,16 +76,27 @@ const PACKAGES: &[Package] = &[
     package("docker.io", &[3], Here::Command("dockerd"), "an engine that the tests start by themselves"),
     // A package of its own since Debian 13.
     Package { split_off: true, ..package("docker-cli", &[3], Here::Command("docker"), "what talks to the engine") },
-    package("ceph-mon", &[3], Here::Command("ceph-mon"), "a Ceph cluster that the tests start by themselves: its monitor"),
-    package("ceph-osd", &[3], Here::Command("ceph-osd"), "its storage daemons"),
-    package("ceph-common", &[3], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
+    package("ceph-mon", &[3, 4], Here::Command("ceph-mon"), "a Ceph cluster that the tests start by themselves: its monitor"),
+    package("ceph-osd", &[3, 4], Here::Command("ceph-osd"), "its storage daemons"),
+    package("ceph-common", &[3, 4], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
     package("ceph-mds", &[3], Here::Command("ceph-mds"), "the metadata server of its filesystem"),
     package("ceph-fuse", &[3], Here::Command("ceph-fuse"), "mounts that filesystem"),
     of_qemu("qemu-system-common", Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),
     // Which of the two has qemu-storage-daemon differs from release to release.
     of_qemu("qemu-utils", Here::Command("qemu-img"), "the same, in newer releases"),
     of_qemu("qemu-block-extra", Here::File(QEMU_RBD), "lets qemu-storage-daemon open Ceph's images"),
-    package("busybox-static", &[3], Here::StaticCommand { command: "busybox", conflicts: "busybox" }, "the image that test containers run"),
+    Package {
+        of_qemu: true,
+        ..package("qemu-system-x86", &[4], Here::Command("qemu-system-x86_64"), "emulates machines with kernels of their own")
+    },
+    package("kmod", &[4], Here::Command("depmod"), "finds the modules of their kernel"),
+    package("cpio", &[4], Here::Command("cpio"), "packs their first filesystem"),
+    package(
+        "busybox-static",
+        &[3, 4],
+        Here::StaticCommand { command: "busybox", conflicts: "busybox" },
+        "the image that test containers run",
+    ),
 ];
 
 /// Whether the person who started us has agreed beforehand.
@@ -146,11 +157,10 @@ pub fn provide(tiers: &[u8], consent: Consent) -> Result<()> {
 }
 
 fn missing(tiers: &[u8]) -> Vec<&'static Package> {
-    let asked = |package: &&Package| package.tiers.iter().any(|tier| tiers.contains(tier));
-    let here: Vec<_> = PACKAGES.iter().map(is_here).collect();
-    let lacks_qemu = PACKAGES.iter().zip(&here).any(|(package, here)| package.of_qemu && !here);
-    let is_missing = |(package, here): (&'static Package, bool)| (!here || package.of_qemu && lacks_qemu).then_some(package);
-    PACKAGES.iter().zip(here).filter_map(is_missing).filter(asked).collect()
+    let asked = PACKAGES.iter().filter(|package| package.tiers.iter().any(|tier| tiers.contains(tier)));
+    let asked: Vec<_> = asked.map(|package| (package, is_here(package))).collect();
+    let lacks_qemu = asked.iter().any(|(package, here)| package.of_qemu && !here);
+    asked.into_iter().filter(|(package, here)| !here || package.of_qemu && lacks_qemu).map(|(package, _)| package).collect()
 }
 
 fn is_here(package: &Package) -> bool {

@@ -114,14 +114,16 @@ impl Sandbox {
     /// What tests are told by their environment, wherever they run.
     fn variables(&self, place: &Place, programs: &Programs) -> Vec<(&'static str, OsString)> {
         let lacking: Vec<_> = self.absent.iter().map(|limit| limit.name).collect();
-        vec![
+        let mut variables: Vec<(&'static str, OsString)> = vec![
             ("DUNNAGE_BIN", programs.dunnage.clone().into()),
             ("DUNNAGE_DVDCLI", programs.dvdcli.clone().into()),
             ("DUNNAGE_TEST_TMP", place.dir.clone().into()),
             ("DUNNAGE_SKIP_LOG", place.skip_log.clone().into()),
             ("DUNNAGE_NOT_POSSIBLE", lacking.join(",").into()),
             ("TMPDIR", place.dir.clone().into()),
-        ]
+        ];
+        variables.extend(programs.kernel.clone().map(|kernel| ("DUNNAGE_TEST_KERNEL", kernel.into())));
+        variables
     }
 
     /// A command that runs `executable` in its place.

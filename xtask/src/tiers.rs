@@ -2,7 +2,8 @@
 //!
 //! Tier 0 is what is tested inside the crates and in their documentation, tier 1 their integration tests. Tiers 2 to 4
 //! are the integration tests of the package `dunnage-tests`, by the beginning of their names: `tier2_…`, `tier3_…`,
-//! `tier4_…`. Those run as root in a [`Sandbox`], and nothing may be left when they end.
+//! `tier4_…`. Those run as root in a [`Sandbox`], and nothing may be left when they end. Tier 4 boots machines with kernels of their
+//! own, and runs when it is asked for.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -10,12 +11,16 @@ use std::time::Instant;
 
 use clap::Args;
 
+use crate::kernel;
 use crate::libtest::{self, Show};
 use crate::packages::{self, Consent};
 use crate::sandbox::{Sandbox, Who};
 use crate::shell::{self, Error, Result, Verdict};
 use crate::totals::Book;
 use crate::workspace::{Kind, Profile, Programs, TESTS_PACKAGE, TestExecutable, Workspace};
+
+/// The tier that runs when it is asked for, and only then.
+const BY_HAND: u8 = 4;
 
 /// How many tests of an executable run at once, where it is not the tier's number.
 const THREADS: &[(&str, u32)] = &[("tier3_ceph_crashes", 2), ("tier3_ceph_volumes", 2), ("tier3_swarm", 3)];
@@ -25,7 +30,7 @@ pub struct Options {
     /// Install missing packages without asking (CI=true does the same)
     #[arg(long)]
     pub yes: bool,
-    /// Only this tier; may be given several times
+    /// Only this tier; may be given several times (4 boots machines of its own, and runs only so)
     #[arg(long = "tier", value_name = "N", value_parser = clap::value_parser!(u8).range(0..=4))]
     pub tiers: Vec<u8>,
     /// Only executables (package::target) or else tests whose name contains TEXT
@@ -41,7 +46,7 @@ pub struct Options {
 
 impl Options {
     fn wants(&self, tier: u8) -> bool {
-        self.tiers.is_empty() || self.tiers.contains(&tier)
+        if self.tiers.is_empty() { tier != BY_HAND } else { self.tiers.contains(&tier) }
     }
 
     /// The filter for the tests of an executable: none when the filter names the executable.
@@ -97,7 +102,10 @@ pub fn test(options: &Options) -> Result<Verdict> {
 
     let workspace = Workspace::here()?;
     shell::run(workspace.cargo("build").arg("--workspace"))?;
-    let programs = workspace.build_programs(Profile::Dev)?;
+    let mut programs = workspace.build_programs(Profile::Dev)?;
+    if wanted.contains(&BY_HAND) {
+        programs.kernel = Some(kernel::fetch(&workspace)?);
+    }
     let mut executables =
         workspace.build_tests(&["--workspace"])?.into_iter().map(|one| Ok((tier_of(&one)?, one))).collect::<Result<Vec<_>>>()?;
     executables

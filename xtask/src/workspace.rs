@@ -38,6 +38,8 @@ pub struct Programs {
     pub dunnage: PathBuf,
     /// The small static one: it starts in a third of the time that the whole binary takes.
     pub dvdcli: PathBuf,
+    /// What the machines of tier 4 boot.
+    pub kernel: Option<PathBuf>,
 }
 
 /// One executable full of tests.
@@ -106,7 +108,7 @@ impl Workspace {
     pub fn programs(&self, profile: Profile) -> Result<Programs> {
         let folder = if profile == Profile::Release { "release" } else { "debug" };
         let own = self.target.join(folder);
-        Ok(Programs { dunnage: own.join("dunnage"), dvdcli: self.target.join(host()?).join(folder).join("dvdcli") })
+        Ok(Programs { dunnage: own.join("dunnage"), dvdcli: self.target.join(host()?).join(folder).join("dvdcli"), kernel: None })
     }
 
     /// Builds them.

@@ -25,7 +25,7 @@ use crate::{
 
 pub use mounts::{folder_number, space_at};
 pub use prepare::{give_back, is_ours, mounted_beneath};
-pub use sys::{file_id, free_of_others, lock_folder, open_beneath, to_background, unread_by_peer};
+pub use sys::{carrier, file_id, free_of_others, lock_folder, open_beneath, to_background, unread_by_peer};
 pub use tools::{Tools, probe_file};
 pub use tree::remove_tree;
 

@@ -9,11 +9,11 @@ use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 use dunnage_host::helpers::Task;
-use dunnage_host::linux::to_background;
+use dunnage_host::linux::{carrier, to_background};
 use dunnage_model::{Error, Result, VolumeName};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -99,9 +99,10 @@ fn process(folder: &Path) -> Result<Option<Pid>> {
     let export = export(folder);
     let is_it = |pid: &Pid| {
         let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        let is_program = |word: &[u8]| Path::new(std::ffi::OsStr::from_bytes(word)).file_name() == Some(PROGRAM.as_ref());
+        // Its name need not come first: who puts it into a scope becomes it, but not at once.
         let mut words = line.split(|byte| *byte == 0);
-        let program = words.next().map(|word| Path::new(std::ffi::OsStr::from_bytes(word)).file_name() == Some(PROGRAM.as_ref()));
-        program == Some(true) && words.any(|word| word == export.as_bytes())
+        words.any(is_program) && words.any(|word| word == export.as_bytes())
     };
     let number = |text: &str| text.trim().parse().ok().and_then(Pid::from_raw);
     let written = std::fs::read_to_string(folder.join(PID)).ok().and_then(|text| number(&text));
@@ -217,7 +218,7 @@ impl Task for Start {
             "cache": { "direct": true },
         });
         let said = File::options().create(true).truncate(true).write(true).mode(0o600).open(folder.join(SAID)).map_err(os(&what))?;
-        let mut command = Command::new(PROGRAM);
+        let mut command = carrier(PROGRAM);
         command.args(["--blockdev", &blockdev.to_string(), "--export", &export(&folder), "--daemonize", "--pidfile"]);
         command.arg(folder.join(PID)).stdout(Stdio::null()).stderr(said);
         let status = to_background(&mut command, START).map_err(|e| match e.kind() {

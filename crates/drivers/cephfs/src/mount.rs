@@ -4,11 +4,11 @@ use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use dunnage_host::helpers::Task;
-use dunnage_host::linux::{lock_folder, to_background};
+use dunnage_host::linux::{carrier, lock_folder, to_background};
 use dunnage_model::{Error, Result};
 use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
@@ -140,7 +140,7 @@ impl Filesystem {
         let what = format!("cannot mount the filesystem at {}", place.display());
         let said = self.folder.join(SAID);
         let output = File::options().create(true).truncate(true).write(true).mode(0o600).open(&said).map_err(os(&what))?;
-        let mut command = Command::new(PROGRAM);
+        let mut command = carrier(PROGRAM);
         command.args(["--id", &self.user, "-c"]).arg(&self.conf);
         if let Some(keyring) = &self.keyring {
             command.arg("-k").arg(keyring);

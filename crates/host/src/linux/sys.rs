@@ -296,6 +296,19 @@ pub fn loop_call<I: Ioctl>(device: &File, call: I) -> rustix::io::Result<I::Outp
     unsafe { rustix::ioctl::ioctl(device, call) }
 }
 
+/// A command of a program that carries volumes, and so outlives this one. Where systemd has this one in a service, the program gets a
+/// scope of its own, so that nothing that befalls the service befalls the volumes; and none of the usual orders, by which a scope
+/// would be ended at the beginning of a shutdown, under the containers.
+pub fn carrier(program: &str) -> Command {
+    let ours = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    if !ours.lines().any(|line| line.ends_with(".service")) || !Path::new("/run/systemd/system").is_dir() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("systemd-run");
+    command.args(["--scope", "--quiet", "--collect", "--property=DefaultDependencies=no", "--", program]);
+    command
+}
+
 /// Starts a program that goes to the background by itself, and waits until it has: nothing when it takes longer than that, and then
 /// the one that was to go is killed, and whom it has left behind is the caller's to find. It gets a clean environment.
 pub fn to_background(command: &mut Command, patience: Duration) -> io::Result<Option<ExitStatus>> {
