@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use dunnage_host::DeviceNumber;
 use dunnage_host::helpers::Task;
 use dunnage_host::linux::{carrier, to_background};
 use dunnage_model::{Error, Result, VolumeName};
@@ -131,26 +132,38 @@ impl Task for Look {
             return Ok(Carried::No);
         }
         let mapped = match Mapping::read(&folder)? {
-            Some(mapping) => match mapping.mapped()? {
+            Some(mapping) => match mapped(&folder, &mapping)? {
                 None => return Ok(Carried::Dead),
                 mapped => mapped,
             },
             None if process(&folder)?.is_none() => return Ok(Carried::Dead),
             None => None,
         };
-        match std::fs::read_to_string(folder.join(CLIENT)) {
-            Ok(text) => {
-                let damaged = || Error::internal(format!("{} is damaged", folder.join(CLIENT).display()));
-                let (client, volume) = text.split_once(' ').ok_or_else(damaged)?;
-                let (client, volume) = (client.parse()?, volume.parse().map_err(|_| damaged())?);
-                // Mapped anew by somebody else, it is not what was named.
-                let is_other = mapped.as_ref().is_some_and(|mapped| mapped.client != client);
-                Ok(if is_other { Carried::Unnamed } else { Carried::By { client, volume, mapped } })
-            }
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Carried::Unnamed),
-            Err(e) => Err(os(format_args!("cannot read {}", folder.join(CLIENT).display()))(e)),
-        }
+        Ok(named(&folder)?.map_or(Carried::Unnamed, |(client, volume)| Carried::By { client, volume, mapped }))
     }
+}
+
+/// As whom an image is written to, and the number of the volume whose it is; nothing if nobody has come to know.
+fn named(folder: &Path) -> Result<Option<(ClientAddress, Uuid)>> {
+    let path = folder.join(CLIENT);
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(os(format_args!("cannot read {}", path.display())))?,
+    };
+    let damaged = || Error::internal(format!("{} is damaged", path.display()));
+    let (client, volume) = text.split_once(' ').ok_or_else(damaged)?;
+    Ok(Some((client.parse()?, volume.parse().map_err(|_| damaged())?)))
+}
+
+/// The kernel's device of a mapping that was written into this folder.
+fn mapped(folder: &Path, mapping: &Mapping) -> Result<Option<Mapped>> {
+    mapping.mapped(named(folder)?.map(|(client, _)| client))
+}
+
+/// Whether the device of this number is the kernel's for this folder.
+pub fn is_mapped_as(folder: &Path, number: DeviceNumber) -> bool {
+    let found = Mapping::read(folder).and_then(|mapping| mapping.map_or(Ok(None), |mapping| mapped(folder, &mapping)));
+    found.is_ok_and(|found| found.is_some_and(|found| found.number == number))
 }
 
 /// What came of a start.
@@ -194,7 +207,7 @@ impl Task for Start {
         let mut why_not = None;
         if way == Way::Kernel || way == Way::Auto && kernel::is_here() {
             let why = kernel::map(&folder, &folder.join(CONF), &access.user, &pool, &image)?;
-            if let Some(mapped) = Mapping::read(&folder)?.and_then(|mapping| mapping.mapped().transpose()).transpose()? {
+            if let Some(mapped) = Mapping::read(&folder)?.map_or(Ok(None), |mapping| mapping.mapped(None))? {
                 return Ok(Started { mapped: Some(mapped), why_not: None });
             }
             let why = why.unwrap_or_else(|| "it is mapped, and the kernel does not show it".to_owned());
@@ -281,7 +294,7 @@ impl Task for End {
 
     fn run(self) -> Result<Ended> {
         if let Some(mapping) = Mapping::read(&self.folder)? {
-            let mapped = mapping.mapped()?;
+            let mapped = mapped(&self.folder, &mapping)?;
             if let Some(mapped) = &mapped
                 && !kernel::unmap(mapped)?
             {
@@ -365,8 +378,8 @@ impl Task for All {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(os(format_args!("cannot list {}", self.folder.display())))?,
         };
-        let named = entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
-        let mapped = |folder: &Path| Mapping::read(folder)?.map_or(Ok(None), |mapping| mapping.mapped());
-        named.map(|(name, folder)| Ok((name, mapped(&folder)?))).collect()
+        let all = entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
+        let mapped = |folder: &Path| Mapping::read(folder)?.map_or(Ok(None), |mapping| mapped(folder, &mapping));
+        all.map(|(name, folder)| Ok((name, mapped(&folder)?))).collect()
     }
 }

@@ -20,7 +20,7 @@ use dunnage_model::{
 use uuid::Uuid;
 
 use crate::carrier::{self, Carried, Ended, Started, Way};
-use crate::kernel;
+use crate::kernel::Mapped;
 use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
     AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, ListImages, ListNames, Place,
@@ -351,13 +351,13 @@ impl Driver for Ceph {
     }
 
     fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool {
-        self.host.loops.has_in_place(&self.file(name), device) || kernel::has(&self.folder(name), device)
+        self.host.loops.has_in_place(&self.file(name), device) || carrier::is_mapped_as(&self.folder(name), device)
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>> {
         let names = run(&*self.host.runner, &carrier::All { folder: self.settings.folder.clone() }).await?;
         let loops = self.host.loops.list(&self.settings.folder).await?;
-        let of = |(name, mapped): (VolumeName, Option<kernel::Mapped>)| {
+        let of = |(name, mapped): (VolumeName, Option<Mapped>)| {
             let path = self.file(&name).path();
             let on_file = || loops.iter().find(|device| device.backing == path).map(|device| device.number);
             let number = mapped.map(|mapped| mapped.number).or_else(on_file)?;

@@ -81,9 +81,10 @@ impl Mapping {
         serde_json::from_slice(&text).map(Some).map_err(|e| Error::internal(format!("{} is damaged: {e}", path.display())))
     }
 
-    /// What came of it, if it is mapped.
-    pub fn mapped(&self) -> Result<Option<Mapped>> {
-        let is_it = |one: &Mapped| one.pool == self.pool && one.image == self.image && !self.before.contains(&one.id);
+    /// What came of it, if it is mapped: by this client, or, if nobody has come to know by whom, by none that was there before.
+    pub fn mapped(&self, client: Option<ClientAddress>) -> Result<Option<Mapped>> {
+        let is_its = |one: &Mapped| client.map_or_else(|| !self.before.contains(&one.id), |client| one.client == client);
+        let is_it = |one: &Mapped| one.pool == self.pool && one.image == self.image && is_its(one);
         Ok(all()?.into_iter().find(is_it))
     }
 }
@@ -142,10 +143,4 @@ pub fn unmap(mapped: &Mapped) -> Result<bool> {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
         Err(e) => Err(Error::os(format_args!("cannot unmap {}", mapped.path().display()), &e)),
     }
-}
-
-/// Whether the device of this number is the image of this folder.
-pub fn has(folder: &Path, number: DeviceNumber) -> bool {
-    let mapped = Mapping::read(folder).and_then(|mapping| mapping.map_or(Ok(None), |mapping| mapping.mapped()));
-    mapped.is_ok_and(|mapped| mapped.is_some_and(|mapped| mapped.number == number))
 }
