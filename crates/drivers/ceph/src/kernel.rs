@@ -109,8 +109,9 @@ pub fn map(folder: &Path, conf: &Path, user: &str, pool: &str, image: &str) -> R
     let said = folder.join(SAID);
     let try_with = |options: &str| -> Result<Option<String>> {
         let to = std::fs::File::create(&said).map_err(|e| Error::os(format_args!("cannot make {}", said.display()), &e))?;
-        let mut command = Command::new("rbd");
-        command.arg("--conf").arg(conf).args(["--id", user, "device", "map", "--options", options]);
+        // It dies with the helper that waits for it: nothing is mapped behind the back of a retry.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "rbd", "--conf"]).arg(conf).args(["--id", user, "device", "map", "--options", options]);
         command.args(["--pool", pool, "--image", image]).stdout(Stdio::null()).stderr(to);
         match to_background(&mut command, PATIENCE) {
             Ok(Some(status)) if status.success() => Ok(None),
@@ -119,8 +120,7 @@ pub fn map(folder: &Path, conf: &Path, user: &str, pool: &str, image: &str) -> R
                 let detail = format!("the kernel could not map image {image:?} of pool {pool:?} within {} s", PATIENCE.as_secs());
                 Err(Error::unavailable(detail, "look at 'ceph status', at the network to the monitors, and at the kernel's log"))
             }
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Some("the command rbd is not there (package ceph-common)".to_owned())),
-            Err(e) => Err(Error::os("cannot start rbd", &e)),
+            Err(e) => Err(Error::os("cannot start rbd by setpriv (package util-linux)", &e)),
         }
     };
     match try_with(OPTIONS)? {
