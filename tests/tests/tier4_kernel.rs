@@ -46,8 +46,14 @@ impl Bench {
 
     /// Emulated, a cold connection to Ceph takes longer than a look-up may: the first to ask may be told so.
     fn mount(&self, name: &str) -> PathBuf {
-        self.vm.dunnage(&format!("volume inspect {name}"));
-        self.vm.dunnage(&format!("volume mount {name}")).ok().into()
+        let mut ran = self.vm.dunnage(&format!("volume mount {name}"));
+        eventually("it is mounted", FAILOVER, || {
+            if ran.err.contains("did not answer within 2 s") {
+                ran = self.vm.dunnage(&format!("volume mount {name}"));
+            }
+            !ran.err.contains("did not answer within 2 s")
+        });
+        ran.ok().into()
     }
 
     /// The kernel's devices in the machine.
