@@ -234,3 +234,23 @@ fn law_4_a_mount_by_the_kernel_that_dies_anywhere_is_done_by_a_retry() {
     bench.node.unmount("pg", "c");
     bench.node.finish();
 }
+
+#[test]
+fn a_copy_that_is_adopted_gets_a_uuid_of_its_own_through_the_kernel_s_device() {
+    let Some(mut bench) = Bench::new() else { return };
+    bench.create("pg");
+    bench.ceph.command("rbd", &["cp", "--no-progress", &format!("{POOL}/pg"), &format!("{POOL}/twin")]).ok();
+    let fs = |name: &str| {
+        let shown = bench.vm.dunnage(&format!("volume inspect {name}")).out;
+        shown.lines().find_map(|line| line.strip_prefix("fs ").map(|fs| fs.trim().to_owned()))
+    };
+    eventually("the machine has a connection", FAILOVER, || fs("pg").is_some());
+    bench.vm.dunnage("volume adopt twin").ok();
+    bench.mount("twin");
+    assert_eq!(bench.mapped().len(), 1);
+    assert_ne!(fs("twin"), fs("pg"));
+    let on_it = bench.vm.sh("blkid -p -s UUID -o value /dev/rbd0").ok();
+    assert!(fs("twin").is_some_and(|fs| fs.ends_with(&on_it)), "{on_it}");
+    bench.vm.dunnage("volume unmount twin").ok();
+    bench.node.finish();
+}

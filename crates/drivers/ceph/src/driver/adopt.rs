@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 
 use async_trait::async_trait;
-use dunnage_driver::{Adopt, Adoption, NewVolume, Phase, Stranger};
+use dunnage_driver::{Adopt, Adoption, Driver, NewVolume, Phase, Stranger};
 use dunnage_host::Probe;
 use dunnage_host::helpers::{Task, run};
 use dunnage_host::linux::probe_file;
@@ -155,7 +155,8 @@ impl Adopt for Ceph {
 
     async fn renew(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
         let Found { stored, .. } = self.there(name).await?;
-        let device = self.host.loops.attach(&self.file(name)).await.map_err(|e| e.of(name))?;
+        // By whatever way: it is there already.
+        let device = Driver::attach(self, name).await?;
         self.host.filesystems.renew(&device.path, stored.volume.spec.fs, uuid).await.map_err(|e| e.of(name))
     }
 
