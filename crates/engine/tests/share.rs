@@ -39,6 +39,8 @@ struct Platform {
     adopting: BTreeMap<VolumeName, VolumeInfo>,
     /// How many more calls work before one fails; whether that one does its work.
     fails_after: Option<(usize, bool)>,
+    /// How long a node may be silent, where it is not for the usual time.
+    silence: Option<Duration>,
 }
 
 /// One node's driver: the local one, on a pool that all have, and the platform.
@@ -216,6 +218,9 @@ impl Adopt for Shared {
 
 #[async_trait]
 impl Share for Shared {
+    fn silence(&self) -> Duration {
+        self.platform.lock().expect("platform").silence.unwrap_or(dunnage_driver::SILENCE)
+    }
     async fn owner(&self, name: &VolumeName) -> Result<Option<Versioned>> {
         self.ask(|platform| platform.owners.get(name).cloned())
     }
@@ -608,6 +613,24 @@ async fn law_6_a_removal_of_what_another_node_has_is_refused_at_once() {
     let error = b.engine.remove(&call(&b.engine), &volume("pg")).await.expect_err("refused").to_string();
     assert!(error.starts_with("in_use{a}"), "{error}");
     assert!(a.mounted() && cluster.pool().join("pg/image").exists());
+}
+
+#[tokio::test]
+async fn a_node_is_dead_after_the_silence_that_its_driver_is_told_and_no_sooner() {
+    let cluster = Cluster::new();
+    let (_a, b) = (cluster.node("a").await, cluster.node("b").await);
+    cluster.platform.lock().expect("platform").silence = Some(Duration::from_secs(5));
+    cluster.dies("a");
+    let driver = volume("pg").driver;
+    let mut seen = Vec::new();
+    for _ in 0..7 {
+        let (nodes, _) = b.engine.nodes(&call(&b.engine), None).await.expect("nodes");
+        seen.push(nodes.iter().find(|node| node.node.as_str() == "a").expect("a").state);
+        b.machine.clock.advance(1);
+        b.engine.give_sign(&driver).await.expect("it lives");
+    }
+    assert_eq!(seen[..5], [dunnage_engine::NodeState::Silent; 5]);
+    assert_eq!(seen[5..], [dunnage_engine::NodeState::Dead; 2]);
 }
 
 #[tokio::test]
