@@ -176,7 +176,7 @@ fn images(pool: &Pool) {
     assert_eq!(info.features, ours);
     let images = pool.images().expect("images");
     assert_eq!(images.iter().map(|image| (&*image.name, &*image.id)).collect::<Vec<_>>(), [("pg", &*info.id)]);
-    pool.resize_image("pg", Bytes::gib(3)).expect("resized");
+    pool.lengthen_image("pg", Bytes::gib(3)).expect("lengthened");
     assert_eq!(pool.image("pg").expect("stat").map(|info| info.size), Some(Bytes::gib(3)));
 
     assert_eq!(pool.image_label("pg", "app"), Ok(None));
@@ -195,7 +195,7 @@ fn images(pool: &Pool) {
     assert_eq!(pool.image_watchers("pg"), Ok(Some(Vec::new())), "to look is not to watch");
     assert_eq!(pool.remove_image("pg"), Ok(true));
     assert_eq!(pool.remove_image("pg"), Ok(false));
-    assert_eq!(pool.resize_image("pg", Bytes::gib(1)).expect_err("it is gone").kind, Kind::NotFound);
+    assert_eq!(pool.lengthen_image("pg", Bytes::gib(1)).expect_err("it is gone").kind, Kind::NotFound);
 }
 
 fn watches(ceph: &Ceph, pool: &Pool) {

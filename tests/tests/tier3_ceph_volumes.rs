@@ -118,6 +118,56 @@ fn law_6_a_device_whose_process_was_killed_is_told_from_one_whose_process_has_en
     });
 }
 
+/// How large an image is, in MiB.
+fn image_size(ceph: &Ceph, image: &str) -> u64 {
+    let info: Value =
+        serde_json::from_str(&ceph.command("rbd", &["info", "--format", "json", &format!("{POOL}/{image}")]).ok()).expect("json");
+    info["size"].as_u64().expect("a size") >> 20
+}
+
+#[test]
+fn a_volume_of_ceph_grows_in_use_on_its_own_node_and_at_rest_from_any() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
+    a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "x", "Opts": { "fs": "xfs", "size": "300M" } }));
+    let path = a.mount("x", "c1");
+    write(&path, "before");
+    let free = |path: &Path| rustix::fs::statvfs(path).map(|stat| (stat.f_blocks * stat.f_frsize) >> 20).expect("statvfs");
+    let small = free(&path);
+    // Another node is told who has it, and changes nothing.
+    let said = b.cli(&["volume", "resize", "x", "500M"]).fails(5);
+    assert!(said.contains("in_use") && said.contains("node a"), "{said}");
+    assert_eq!(image_size(&ceph, "x"), 300);
+    let said = a.cli(&["volume", "resize", "x", "500M"]);
+    assert!(said.err.contains(": grown (500MiB)"), "{}", said.err);
+    assert_eq!(image_size(&ceph, "x"), 500);
+    assert_eq!(free(&path), small + 200, "the kernel, the process and the filesystem all know");
+    // Into what is new.
+    sh(&format!("dd if=/dev/urandom of={0}/large bs=1M count=400 status=none; sync {0}/large", path.display()));
+    let sum = sh(&format!("sha256sum <{}/large", path.display()));
+    a.unmount("x", "c1");
+    // The kernel has nothing of it any more, and another node neither: what is read comes from the cluster.
+    let path = b.mount("x", "c2");
+    assert_eq!((read(&path), sh(&format!("sha256sum <{}/large", path.display()))), ("before".to_owned(), sum));
+    b.unmount("x", "c2");
+
+    // At rest, by a node that never had it; then it is everybody's.
+    create(&a, "pg");
+    let said = b.cli(&["volume", "resize", "pg", "200M"]);
+    assert!(said.err.contains("grows when it is mounted next"), "{}", said.err);
+    assert_eq!(image_size(&ceph, "pg"), 200);
+    let path = a.mount("pg", "c1");
+    assert!(free(&path) > 150, "{}", free(&path));
+    assert!(!a.cli(&["volume", "inspect", "pg"]).ok().contains("mounted next"));
+    a.unmount("pg", "c1");
+    for volume in ["x", "pg"] {
+        remove(&a, volume);
+    }
+    assert_eq!(left_in(&ceph), [""; 0]);
+    a.finish();
+    b.finish();
+}
+
 #[test]
 fn a_volume_of_ceph_is_made_mounted_found_again_by_the_next_daemon_and_removed() {
     let Some(ceph) = Ceph::with_devices(1) else { return };

@@ -73,6 +73,31 @@ fn the_cephfs_driver_passes_the_conformance_suite_on_a_real_filesystem() {
 }
 
 #[test]
+fn a_quota_grows_for_all_nodes_at_once_while_they_write() {
+    let Some(ceph) = Ceph::with_files() else { return };
+    let (mut a, mut b) = (ceph.files_node("a"), ceph.files_node("b"));
+    a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "shared": "true", "size": "64M" } }));
+    let (on_a, on_b) = (a.mount("pg", "c1"), b.mount("pg", "c2"));
+    write(&on_a, "before");
+    let said = b.cli(&["volume", "resize", "pg", "128M"]);
+    assert!(said.err.contains(": grown (128MiB)"), "{}", said.err);
+    let large = |path: &Path| format!("dd if=/dev/zero of={}/large bs=1M count=100 status=none conv=fsync", path.display());
+    sh(&large(&on_b));
+    sh(&format!("rm {}/large", on_b.display()));
+    eventually("the other node hears of it", BOUND, || {
+        std::process::Command::new("sh").args(["-c", &large(&on_a)]).stderr(std::process::Stdio::null()).status().is_ok_and(|s| s.success())
+    });
+    assert_eq!(read(&on_a), "before");
+    let said = a.cli(&["volume", "resize", "pg", "64M"]).fails(2);
+    assert!(said.contains("no volume becomes smaller"), "{said}");
+    a.unmount("pg", "c1");
+    b.unmount("pg", "c2");
+    remove(&a, "pg");
+    release(&mut a);
+    release(&mut b);
+}
+
+#[test]
 fn two_nodes_write_to_one_volume_and_it_is_removed_when_both_have_let_go() {
     let Some(ceph) = Ceph::with_files() else { return };
     let (mut a, mut b) = (ceph.files_node("a"), ceph.files_node("b"));

@@ -131,6 +131,17 @@ fn a_volume_is_mapped_by_the_kernel_survives_the_daemon_and_goes_to_a_node_where
     let path = bench.mount("pg");
     assert_eq!(bench.vm.sh(&format!("cat {}/file", path.display())).ok(), "by-a-process");
 
+    // What the kernel has for itself alone grows when it has let go; and then this kernel grows an ext4 in use.
+    let said = bench.vm.dunnage("volume resize pg 200MiB");
+    assert!(said.code == 5 && said.err.contains("/dev/rbd"), "{said:?}");
+    eventually("it is unmounted", FAILOVER, || bench.vm.dunnage("volume unmount pg").code == 0);
+    let said = bench.vm.dunnage("volume resize pg 200MiB");
+    assert!(said.err.contains("grows when it is mounted next"), "{said:?}");
+    let path = bench.mount("pg");
+    let large: u64 = bench.vm.sh(&format!("df --output=size -m {} | tail -1", path.display())).ok().trim().parse().expect("a number");
+    assert!(large > 150, "{large} MiB");
+    assert_eq!(bench.vm.sh(&format!("cat {}/file", path.display())).ok(), "by-a-process");
+
     // Somebody works in it: nothing is let go of.
     bench.vm.sh(&format!("cd {}; setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >/run/sleeper", path.display())).ok();
     let said = bench.vm.dunnage("volume unmount pg");

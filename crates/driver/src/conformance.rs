@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use dunnage_host::{Detached, FormatRequest, Host};
-use dunnage_model::{Error, HintPolicy, Owner, PartialSpec, RemoveAction, Result, VolumeName, VolumeState};
+use dunnage_model::{Bytes, Error, HintPolicy, Owner, PartialSpec, RemoveAction, Result, VolumeName, VolumeState};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -54,6 +54,7 @@ cases! {
     a_detached_volume_is_detached_and_doing_it_again_is_nothing,
     an_attached_volume_is_not_removed,
     a_removed_volume_is_gone_and_removing_it_again_is_nothing,
+    a_volume_grows_attached_or_not_and_never_shrinks,
     recovery_undoes_a_half_made_volume_and_leaves_a_finished_one,
 }
 
@@ -170,6 +171,22 @@ async fn a_removed_volume_is_gone_and_removing_it_again_is_nothing(bench: &Bench
     bench.remove(&name).await?;
     expect(bench.driver.inspect(&name).await?.is_none(), "inspect finds it")?;
     expect(bench.provision()?.remove(&name).await? == RemoveAction::NotThere, "it was removed twice")
+}
+
+async fn a_volume_grows_attached_or_not_and_never_shrinks(bench: &Bench<'_>) -> Result<()> {
+    let Some(larger) = bench.driver.expand() else { return Ok(()) };
+    let name = bench.make("larger").await?;
+    let device = || async { Ok::<_, Error>(bench.driver.attach(&name).await?.number) };
+    for (mib, attached) in [(96, false), (96, false), (128, true), (100, true)] {
+        let before = if attached { Some(device().await?) } else { None };
+        let info = larger.expand(&name, Bytes::mib(mib)).await?;
+        expect(info.spec.size == Bytes::mib(mib.max(if attached { 128 } else { 0 })), format!("it has {}", info.spec.size))?;
+        expect(bench.driver.inspect(&name).await?.is_some_and(|seen| seen == info), "inspect says something else")?;
+        expect(before.is_none() || before == Some(device().await?), "it got another device")?;
+    }
+    expect(!larger.grown(&name).await?.growing, "its filesystem is behind still")?;
+    bench.driver.detach(&name, None).await?;
+    bench.remove(&name).await
 }
 
 async fn recovery_undoes_a_half_made_volume_and_leaves_a_finished_one(bench: &Bench<'_>) -> Result<()> {

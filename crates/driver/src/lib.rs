@@ -178,6 +178,11 @@ pub trait Driver: Send + Sync {
     /// The capability to take what somebody else has made, if the driver has it.
     fn adopt(&self) -> Option<&dyn Adopt>;
 
+    /// The capability to make volumes larger, if the driver has it.
+    fn expand(&self) -> Option<&dyn Expand> {
+        None
+    }
+
     /// The capability to share volumes among nodes. Whoever can attach a volume on more than one node has it.
     fn share(&self) -> Option<&dyn Share> {
         None
@@ -238,6 +243,17 @@ pub trait Adopt: Send + Sync {
 
     /// Destroys it. Refused while anything has it open.
     async fn discard(&self, name: &VolumeName) -> Result<()>;
+}
+
+/// Making volumes larger. None ever becomes smaller.
+#[async_trait]
+pub trait Expand: Send + Sync {
+    /// Makes a volume's storage that long, and its device where it is attached on this node; then writes down that this is its size, and
+    /// that its filesystem does not fill it yet. What is long enough already is only written down.
+    async fn expand(&self, name: &VolumeName, size: Bytes) -> Result<VolumeInfo>;
+
+    /// Writes down that its filesystem fills it.
+    async fn grown(&self, name: &VolumeName) -> Result<VolumeInfo>;
 }
 
 /// Making and removing volumes.

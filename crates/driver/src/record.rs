@@ -59,6 +59,9 @@ pub struct VolumeRecord {
     pub spec: VolumeSpec,
     /// How far its storage has come.
     pub storage: Phase,
+    /// Its storage was made larger, and its filesystem does not fill it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub growing: bool,
     /// It is being removed: nothing of it is to be used any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removing: bool,
@@ -80,6 +83,7 @@ impl VolumeRecord {
             created,
             spec,
             storage: Phase::Never,
+            growing: false,
             removing: false,
             unknown: serde_json::Map::new(),
         }
@@ -121,7 +125,7 @@ impl VolumeRecord {
             Phase::Formatted { fs_uuid } => Some(fs_uuid),
             Phase::Never | Phase::Formatting { .. } => None,
         };
-        let VolumeRecord { name, endpoint, spec, created, .. } = self;
-        VolumeInfo { id: VolumeId { driver: driver.clone(), name }, endpoint, spec, created, state, why, fs_uuid, usage }
+        let VolumeRecord { name, endpoint, spec, created, growing, .. } = self;
+        VolumeInfo { id: VolumeId { driver: driver.clone(), name }, endpoint, spec, created, state, why, fs_uuid, growing, usage }
     }
 }

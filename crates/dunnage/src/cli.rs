@@ -209,6 +209,13 @@ pub enum VolumeCommand {
         #[arg(long, value_name = "ENDPOINT")]
         endpoint: Option<String>,
     },
+    /// Make a volume larger, in use or not; none becomes smaller
+    Resize {
+        #[command(flatten)]
+        which: WhichArgs,
+        /// How large it shall be in all, such as 20GiB (see 'size' of 'volume create')
+        size: String,
+    },
     /// Take what somebody else has put into a driver's store, with its data, and list it as a volume
     Adopt {
         /// Its name; not with --all

@@ -8,7 +8,7 @@ use dunnage_engine::{Evicted, Missing, NodeView, VolumeView};
 use dunnage_frontend_admin::AdminClient;
 use dunnage_frontend_admin::wire::{
     AdoptBody, Adopted, Attached, CreateBody, Created, Drivers, FenceBody, Fenced, Held, Inspected, Mounted, Nodes, ReleaseBody, Removed,
-    Strangers, Unmounted, Volumes,
+    ResizeBody, Resized, Strangers, Unmounted, Volumes,
 };
 use dunnage_host::Probe;
 use dunnage_model::{Client, Error, Holder, NodeId, OwnerRecord, OwnerState, Result, UnmountAction, VolumeId};
@@ -95,6 +95,12 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
                 Some(name) => adopt(places, patience, &name.parse()?, &body),
                 None => adopt_all(places, patience, &body, r#match.as_deref(), dry_run),
             }
+        }
+        VolumeCommand::Resize { which, size } => {
+            let Resized { action, volume } = ask(places, which.patience()?, "POST", &uri(&which, "/resize")?, &ResizeBody { size })?;
+            eprintln!("{}: {action} ({})", volume.id, volume.spec.shown_size());
+            println!("{}", volume.id.name);
+            Ok(())
         }
         VolumeCommand::Rm { which } => {
             let removed: Removed = ask(places, which.patience()?, "DELETE", &uri(&which, "")?, &NOTHING)?;
@@ -186,7 +192,7 @@ fn describe(inspected: &Inspected) -> String {
         ("endpoint", volume.info.endpoint.to_string()),
         ("node", node.clone()),
         ("state", volume.state()),
-        ("size", spec.shown_size()),
+        ("size", spec.shown_size() + if volume.info.growing { " (its filesystem grows when it is mounted next)" } else { "" }),
         ("used", space.map_or("unknown while it is not mounted".to_owned(), |s| format!("{} ({} free)", s.used, s.available))),
         ("fs", format!("{}{}", spec.fs, volume.info.fs_uuid.map(|uuid| format!(" {uuid}")).unwrap_or_default())),
         ("created", format!("{:.0}", volume.info.created)),

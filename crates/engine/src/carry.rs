@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dunnage_driver::{Adopt, Adoption, Driver, NewVolume, Provision};
-use dunnage_host::{Detached, FormatRequest, MountRequest, Tried};
+use dunnage_driver::{Adopt, Adoption, Driver, Expand, NewVolume, Provision};
+use dunnage_host::{Detached, FormatRequest, GrowRequest, MountRequest, Tried};
 use dunnage_model::{Client, Error, Result, RootPath, VolumeId, VolumeInfo, VolumeState};
 
 use crate::engine::{Engine, Known};
@@ -100,6 +100,7 @@ impl Work<'_> {
             Step::Inspect => {
                 let info = self.driver.inspect(name).await?;
                 self.remember(info.as_ref());
+                facts.growth = info.as_ref().map(|info| host.filesystems.growth(info.spec.fs));
                 facts.volume = Some(info);
             }
             Step::LookAtMount => {
@@ -178,6 +179,26 @@ impl Work<'_> {
                 (facts.evicted, facts.given_up) = (true, true);
             }
             Step::Attach => facts.attached = Some(self.driver.attach(name).await?),
+            Step::Expand(size) => {
+                let info = self.expanding()?.expand(name, *size).await?;
+                self.remember(Some(&info));
+                (facts.volume, facts.expanded) = (Some(Some(info)), true);
+            }
+            Step::Grow => facts.grew = Some(self.grow(facts).await.inspect_err(|e| tracing::warn!("its filesystem has not grown: {e}"))),
+            Step::Grown => {
+                let noted = self.expanding()?.grown(name).await;
+                facts.grown = Some(match noted {
+                    Ok(info) => {
+                        self.remember(Some(&info));
+                        facts.volume = Some(Some(info));
+                        Ok(())
+                    }
+                    Err(e) => {
+                        tracing::warn!("its filesystem has grown, which could not be written down: {e}");
+                        Err(e)
+                    }
+                });
+            }
             Step::Check => {
                 let attached = facts.attached.as_ref().ok_or_else(|| Error::internal("nothing to check"))?;
                 let fs = info(facts)?.spec.fs;
@@ -325,6 +346,32 @@ impl Work<'_> {
             let detail = format!("driver {} does not make or remove volumes", self.driver.name());
             Error::invalid("driver", detail, "make it with the platform's own tools")
         })
+    }
+
+    fn expanding(&self) -> Result<&dyn Expand> {
+        self.driver.expand().ok_or_else(|| {
+            let detail = format!("driver {} does not make volumes larger", self.driver.name());
+            Error::invalid("driver", detail, "make a larger volume, and copy the data into it")
+        })
+    }
+
+    /// Has the filesystem fill its device, mounted or not.
+    async fn grow(&self, facts: &Facts) -> Result<()> {
+        let (info, mounted) = (info(facts)?, facts.mounted.or(facts.at.flatten()));
+        let attached = facts.attached.as_ref().map(|attached| attached.path.clone());
+        let device = attached.or_else(|| mounted.map(|there| there.device.node()));
+        self.engine
+            .0
+            .settings
+            .host
+            .filesystems
+            .grow(&GrowRequest {
+                device: device.ok_or_else(|| Error::internal("nothing to grow"))?,
+                fs: info.spec.fs,
+                uuid: info.fs_uuid.ok_or_else(|| Error::internal("a volume without a filesystem was to grow"))?,
+                at: mounted.map(|_| self.engine.target(self.volume).path()),
+            })
+            .await
     }
 
     fn adopt(&self) -> Result<&dyn Adopt> {

@@ -12,9 +12,9 @@ use std::time::Duration;
 use dunnage_driver::{Driver, Stranger};
 use dunnage_host::{Host, Medium, Target};
 use dunnage_model::{
-    AdoptAction, AttachAction, BootId, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey,
-    MountAction, NodeId, OperationId, PartialSpec, Preempt, PublishMode, RemoveAction, Result, UnmountAction, VolumeId, VolumeInfo,
-    VolumeName,
+    AdoptAction, AttachAction, BootId, Bytes, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, HintPolicy, Holder,
+    HolderKey, MountAction, NodeId, OperationId, PartialSpec, Preempt, PublishMode, RemoveAction, ResizeAction, Result, UnmountAction,
+    VolumeId, VolumeInfo, VolumeName,
 };
 use jiff::Timestamp;
 use tracing::Instrument;
@@ -231,6 +231,16 @@ impl Engine {
         let job = self.submit(call, volume, Goal::Adopt(request));
         match self.wait(call, volume, &job).await? {
             Outcome::Adopted(action) => Ok(action),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Makes the volume larger.
+    pub async fn resize(&self, call: &Call, volume: &VolumeId, size: Bytes) -> Result<ResizeAction> {
+        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
+        let job = self.submit(call, volume, Goal::Resize(size.round_up(4 * Bytes::KIB)));
+        match self.wait(call, volume, &job).await? {
+            Outcome::Resized(action) => Ok(action),
             other => Err(unexpected(&other)),
         }
     }

@@ -174,9 +174,9 @@ pub(crate) struct Owning<'a> {
 impl Owning<'_> {
     async fn claim(&self) -> Result<Claim> {
         let mine = self.share.mine(&self.volume.name).await?;
-        // What another node has is neither removed nor let go of nor finished, and nobody waits with it. What a dead one was making
+        // What another node has is neither removed nor made larger nor let go of nor finished, and nobody waits with it. What a dead one was making
         // is anybody's to undo. And nobody's mapping is cut off because somebody has adopted what it maps.
-        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Unstage | Goal::Recover | Goal::Adopt(_));
+        let impatient = matches!(self.job.goal, Goal::Remove | Goal::Resize(_) | Goal::Unstage | Goal::Recover | Goal::Adopt(_));
         let policy = match self.job.goal {
             Goal::Recover | Goal::Create { .. } | Goal::Adopt(_) => Preempt::IfDead,
             _ if impatient => Preempt::Never,

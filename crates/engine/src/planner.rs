@@ -6,14 +6,15 @@
 
 mod adopt;
 mod attach;
+mod resize;
 
 use std::path::PathBuf;
 
 use dunnage_driver::{Attached, Stranger};
-use dunnage_host::{Detached, DeviceNumber, MountedAt, Probe, Process, Unmounted};
+use dunnage_host::{Detached, DeviceNumber, Growth, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
-    AdoptAction, AttachAction, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, NodeId, PartialSpec, ReleaseAction,
-    RemoveAction, RootPath, VolumeInfo, VolumeSpec, VolumeState,
+    AdoptAction, AttachAction, Bytes, CreateAction, EndpointName, Error, FsKind, HERE, Kind, MountAction, NodeId, PartialSpec,
+    ReleaseAction, RemoveAction, ResizeAction, Result, RootPath, VolumeInfo, VolumeSpec, VolumeState,
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +41,8 @@ pub enum Goal {
     Unstage,
     /// That it does not exist.
     Remove,
+    /// That it has this size.
+    Resize(Bytes),
     /// That what somebody else has made of that name is ours.
     Adopt(AdoptRequest),
     /// That nothing half done is left of it.
@@ -57,6 +60,7 @@ impl Goal {
             Goal::Stage => "stage",
             Goal::Unstage => "unstage",
             Goal::Remove => "remove",
+            Goal::Resize(_) => "resize",
             Goal::Adopt(_) => "adopt",
             Goal::Recover => "recover",
             Goal::Evict(_) => "evict",
@@ -95,6 +99,12 @@ pub enum Step {
     Evict(NodeId),
     /// Make its device appear.
     Attach,
+    /// Make its storage larger, and its device if it is here.
+    Expand(Bytes),
+    /// Have its filesystem fill its device.
+    Grow,
+    /// Write down that it does.
+    Grown,
     /// Repair the filesystem.
     Check,
     /// Mount it, if what is on the device is what must be there.
@@ -147,6 +157,9 @@ impl Step {
             Step::GiveUp => "give-up",
             Step::Evict(_) => "evict",
             Step::Attach => "attach",
+            Step::Expand(_) => "expand",
+            Step::Grow => "grow",
+            Step::Grown => "grown",
             Step::Check => "check",
             Step::Mount => "mount",
             Step::Commit => "commit",
@@ -184,6 +197,8 @@ pub enum Outcome {
     Lingering(Vec<Process>),
     /// Of [`Goal::Remove`].
     Removed(RemoveAction),
+    /// Of [`Goal::Resize`].
+    Resized(ResizeAction),
     /// Of [`Goal::Adopt`].
     Adopted(AdoptAction),
     /// Of [`Goal::Recover`]: what was done, if anything.
@@ -240,6 +255,12 @@ pub struct Facts {
     pub given_up: bool,
     pub evicted: bool,
     pub attached: Option<Attached>,
+    pub expanded: bool,
+    /// When its filesystem can grow, on this node.
+    pub growth: Option<Growth>,
+    /// It was grown, and that was written down; or why not.
+    pub grew: Option<Result<()>>,
+    pub grown: Option<Result<()>>,
     /// What a mount found instead of what must be there, or with errors.
     pub probe: Option<Probe>,
     pub checked: bool,
@@ -272,6 +293,7 @@ pub fn next(goal: &Goal, facts: &Facts) -> Step {
         Goal::Stage => stage(facts),
         Goal::Unstage => unstage(facts),
         Goal::Remove => remove(facts),
+        Goal::Resize(size) => resize::resize(*size, facts),
         Goal::Adopt(wanted) => adopt::adopt(wanted, facts),
         Goal::Recover => recover(facts),
         Goal::Evict(node) => match &facts.failure {
@@ -408,17 +430,12 @@ fn stage(f: &Facts) -> Step {
     }
     let info = match &f.volume {
         None => return Step::Inspect,
-        Some(None) => return Step::Refuse(Error::not_found("there is no volume of that name", "create it first")),
-        Some(Some(info)) => info,
+        Some(info) => match ready(info.as_ref()) {
+            Ok(info) => info,
+            Err(step) => return step,
+        },
     };
-    let uuid = match (info.state, info.fs_uuid) {
-        (VolumeState::Ready, Some(uuid)) => uuid,
-        (VolumeState::Ready | VolumeState::Damaged, _) => return Step::Refuse(damaged(info)),
-        (VolumeState::Creating | VolumeState::Removing, _) => {
-            let detail = format!("it is {}: a create or a removal of it was interrupted", info.state);
-            return Step::Refuse(Error::not_found(detail, "create it again"));
-        }
-    };
+    let Some(uuid) = info.fs_uuid else { return Step::Refuse(damaged(info)) };
     if !f.recorded {
         return Step::Record;
     }
@@ -440,6 +457,11 @@ fn stage(f: &Facts) -> Step {
             Step::Done(Outcome::Staged(MountAction::Joined))
         };
     }
+    if f.mounted.is_none()
+        && let Some(step) = resize::growing(info, f, Growth::Unmounted)
+    {
+        return step;
+    }
     // Law 5: a mount that finds something else has done nothing, and says what it found.
     match &f.probe {
         Some(Probe::Known(known)) if known.uuid == uuid && known.fs == info.spec.fs => {
@@ -454,7 +476,22 @@ fn stage(f: &Facts) -> Step {
     } else if !f.committed {
         Step::Commit
     } else {
-        Step::Done(Outcome::Staged(MountAction::Mounted))
+        resize::growing(info, f, Growth::Mounted).unwrap_or(Step::Done(Outcome::Staged(MountAction::Mounted)))
+    }
+}
+
+/// The volume, if it can be used.
+fn ready(found: Option<&VolumeInfo>) -> Result<&VolumeInfo, Step> {
+    let Some(info) = found else {
+        return Err(Step::Refuse(Error::not_found("there is no volume of that name", "create it first")));
+    };
+    match info.state {
+        VolumeState::Ready => Ok(info),
+        VolumeState::Damaged => Err(Step::Refuse(damaged(info))),
+        VolumeState::Creating | VolumeState::Removing => {
+            let detail = format!("it is {}: a create or a removal of it was interrupted", info.state);
+            Err(Step::Refuse(Error::not_found(detail, "create it again")))
+        }
     }
 }
 

@@ -147,6 +147,7 @@ impl Lane {
             state: stored.state,
             why: None,
             fs_uuid: stored.uuid,
+            growing: false,
             usage: Default::default(),
         })
     }
@@ -500,6 +501,7 @@ impl World {
                     }
                 });
             }
+            Step::Expand(_) | Step::Grow | Step::Grown => panic!("nothing grows here"),
             Step::LookForStranger | Step::LookInside(_) | Step::Renew | Step::Adopt(_) | Step::Discard => panic!("nothing is adopted here"),
             Step::WhoUses(_) => facts.users = Some(vec![Process { pid: 1, name: "somebody".to_owned(), namespace_only: false }]),
             Step::Detach(_) => {

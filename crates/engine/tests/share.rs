@@ -186,7 +186,7 @@ impl Adopt for Shared {
         let id = VolumeId { driver: self.local.name().clone(), name: adoption.name.clone() };
         let endpoint = adoption.endpoint.clone();
         let (state, created, usage) = (VolumeState::Creating, adoption.adopted, Usage::default());
-        let info = VolumeInfo { id, endpoint, spec, created, state, why: None, fs_uuid: None, usage };
+        let info = VolumeInfo { id, endpoint, spec, created, state, why: None, fs_uuid: None, growing: false, usage };
         let state = OwnerState::Held { owner: me.clone(), clients: None, taken: false };
         self.ask(|platform| {
             if platform.owners.contains_key(&adoption.name) {

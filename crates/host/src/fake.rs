@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use crate::helpers::{InProcess, Registry};
 use crate::{
-    Checked, Detached, DeviceNumber, FileId, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest,
-    MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted, signature,
+    Checked, Detached, DeviceNumber, FileId, Filesystems, FormatRequest, GrowRequest, Growth, Host, LoopDevice, LoopRequest, Loops,
+    MountEntry, MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted, signature,
 };
 
 /// The loop major of the kernel.
@@ -44,6 +44,7 @@ struct State {
     busy: Vec<DeviceNumber>,
     next_mount: u64,
     inside: Vec<String>,
+    ext4_grows: Option<Growth>,
 }
 
 impl PartialOrd for Target {
@@ -122,6 +123,11 @@ impl FakeHost {
     /// Every filesystem that is looked into has these names at its root from now on.
     pub fn set_inside(&self, names: &[&str]) {
         self.lock().inside = names.iter().map(|name| (*name).to_owned()).collect();
+    }
+
+    /// When an ext4 can become larger from now on.
+    pub fn set_ext4_growth(&self, growth: Growth) {
+        self.lock().ext4_grows = Some(growth);
     }
 
     /// What a reboot leaves: no mounts, no loops, the files.
@@ -310,6 +316,11 @@ impl Loops for FakeHost {
         Ok(self.list(&request.folder).await?.into_iter().find(|device| device.file == file))
     }
 
+    async fn lengthen(&self, request: &LoopRequest) -> Result<()> {
+        let late = self.enter("lengthen", request.relative.display()).await?;
+        after(late, ())
+    }
+
     fn has_in_place(&self, request: &LoopRequest, device: DeviceNumber) -> bool {
         let file = id_of(&request.path()).ok();
         self.lock().loops.get(&device.minor).is_some_and(|(id, _)| Some(*id) == file)
@@ -354,6 +365,20 @@ impl Filesystems for FakeHost {
     async fn look_inside(&self, device: &Path, _fs: FsKind) -> Result<Vec<String>> {
         let late = self.enter("look-inside", device.display()).await?;
         after(late, self.lock().inside.clone())
+    }
+
+    fn growth(&self, fs: FsKind) -> Growth {
+        match fs {
+            FsKind::Ext4 => self.lock().ext4_grows.unwrap_or(Growth::Mounted),
+            FsKind::Xfs | FsKind::Btrfs => Growth::Mounted,
+            FsKind::Folder => Growth::Always,
+        }
+    }
+
+    async fn grow(&self, request: &GrowRequest) -> Result<()> {
+        let how = if request.at.is_some() { "mounted" } else { "unmounted" };
+        let late = self.enter("grow", format!("{how} {}", request.device.display())).await?;
+        after(late, ())
     }
 
     async fn check(&self, path: &Path, _fs: FsKind) -> Result<Checked> {

@@ -63,6 +63,9 @@ pub trait Loops: Send + Sync {
     /// The loop that a file is attached to, if it is to any.
     async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>>;
 
+    /// Tells the loop that a file is attached to, if it is to any, that the file has become longer.
+    async fn lengthen(&self, request: &LoopRequest) -> Result<()>;
+
     /// Whether the kernel says that a device is a loop of this file, and that nobody has deleted or moved it. Never waits.
     fn has_in_place(&self, request: &LoopRequest, device: DeviceNumber) -> bool;
 
@@ -84,6 +87,12 @@ pub trait Filesystems: Send + Sync {
 
     /// The names at the root of the filesystem on a device, in order, and not more than a few.
     async fn look_inside(&self, device: &Path, fs: dunnage_model::FsKind) -> Result<Vec<String>>;
+
+    /// When filesystems of this kind can become larger on this machine.
+    fn growth(&self, fs: dunnage_model::FsKind) -> Growth;
+
+    /// Makes a filesystem as large as its device, when [`Filesystems::growth`] says that it can.
+    async fn grow(&self, request: &GrowRequest) -> Result<()>;
 
     /// Repairs what may be repaired unasked. An error means that it was not.
     async fn check(&self, path: &Path, fs: dunnage_model::FsKind) -> Result<Checked>;

@@ -19,8 +19,8 @@ use dunnage_model::{FsKind, Result};
 
 use crate::helpers::{Registry, Runner, run};
 use crate::{
-    Checked, Detached, DeviceNumber, Filesystems, FormatRequest, Host, LoopDevice, LoopRequest, Loops, MountEntry, MountRequest, MountedAt,
-    Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
+    Checked, Detached, DeviceNumber, Filesystems, FormatRequest, GrowRequest, Growth, Host, LoopDevice, LoopRequest, Loops, MountEntry,
+    MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
 };
 
 pub use mounts::{folder_number, space_at};
@@ -42,6 +42,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<loops::Attach>()
         .with::<loops::Detach>()
         .with::<loops::Find>()
+        .with::<loops::Lengthen>()
         .with::<loops::List>()
         .with::<tools::ProbeTask>()
         .with::<tools::Dress>()
@@ -102,6 +103,9 @@ impl Loops for Linux {
     async fn find(&self, request: &LoopRequest) -> Result<Option<LoopDevice>> {
         run(&*self.runner, &loops::Find { request: request.clone() }).await
     }
+    async fn lengthen(&self, request: &LoopRequest) -> Result<()> {
+        run(&*self.runner, &loops::Lengthen { request: request.clone() }).await
+    }
     fn has_in_place(&self, request: &LoopRequest, device: DeviceNumber) -> bool {
         loops::backing(&loops::path(device)) == request.path()
     }
@@ -123,6 +127,12 @@ impl Filesystems for Linux {
     }
     async fn look_inside(&self, device: &Path, fs: FsKind) -> Result<Vec<String>> {
         run(&*self.runner, &tools::LookInside { device: device.to_owned(), fs }).await
+    }
+    fn growth(&self, fs: FsKind) -> Growth {
+        tools::growth(fs)
+    }
+    async fn grow(&self, request: &GrowRequest) -> Result<()> {
+        self.tools.grow(&*self.runner, request).await
     }
     async fn check(&self, path: &Path, fs: FsKind) -> Result<Checked> {
         self.tools.check(path, fs).await

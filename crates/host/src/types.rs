@@ -289,6 +289,30 @@ impl FormatRequest {
     }
 }
 
+/// When a filesystem can become larger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Growth {
+    /// While it is mounted.
+    Mounted,
+    /// While it is not.
+    Unmounted,
+    /// It has no size of its own.
+    Always,
+}
+
+/// A filesystem that is to fill its device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowRequest {
+    /// The device node.
+    pub device: PathBuf,
+    /// The filesystem that must be on it.
+    pub fs: FsKind,
+    /// The UUID that it must have.
+    pub uuid: Uuid,
+    /// Where it is mounted, if it is.
+    pub at: Option<PathBuf>,
+}
+
 /// What a check came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Checked {

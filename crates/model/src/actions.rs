@@ -68,6 +68,15 @@ actions! {
         /// There was no such volume.
         NotThere = "was not there",
     }
+    /// What `resize` did.
+    ResizeAction {
+        /// It has that size, and its filesystem fills it.
+        Grown = "grown",
+        /// It has that size; its filesystem cannot grow as it is now.
+        GrowsWithMount = "grown, and its filesystem grows when it is mounted next",
+        /// It had that size before.
+        AlreadyThere = "has that size",
+    }
     /// What letting go of a device or a mount did.
     ReleaseAction {
         /// It is gone now.

@@ -17,7 +17,7 @@ mod suggest;
 mod volume;
 
 pub use access::{Access, PublishMode};
-pub use actions::{AdoptAction, AttachAction, CreateAction, MountAction, ReleaseAction, RemoveAction, UnmountAction};
+pub use actions::{AdoptAction, AttachAction, CreateAction, MountAction, ReleaseAction, RemoveAction, ResizeAction, UnmountAction};
 pub use error::{Error, HERE, Kind, Result};
 pub use holder::{Caller, CallerKind, Holder, HolderKey};
 pub use ids::{BootId, DriverName, EndpointName, NodeId, OperationId, VolumeId, VolumeName};

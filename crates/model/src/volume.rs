@@ -55,6 +55,15 @@ impl FsKind {
     pub fn maximum_size(self) -> Bytes {
         Bytes(1 << 60)
     }
+
+    /// Refuses a size above [`FsKind::maximum_size`].
+    pub fn refuse_above(self, size: Bytes) -> Result<()> {
+        let most = self.maximum_size();
+        if size <= most {
+            return Ok(());
+        }
+        Err(Error::invalid("size", format!("size {size} is above {self}'s maximum of {most}"), "ask for less"))
+    }
 }
 
 impl FromStr for FsKind {
@@ -316,10 +325,7 @@ impl PartialSpec {
                 format!("ask for size={least} or more"),
             ));
         }
-        if size > fs.maximum_size() {
-            let most = fs.maximum_size();
-            return Err(Error::invalid("size", format!("size {size} is above {fs}'s maximum of {most}"), "ask for less"));
-        }
+        fs.refuse_above(size)?;
         Ok(VolumeSpec {
             size: size.round_up(4 * Bytes::KIB),
             fs,
@@ -422,6 +428,9 @@ pub struct VolumeInfo {
     pub why: Option<String>,
     /// The UUID of its filesystem: identity over time.
     pub fs_uuid: Option<uuid::Uuid>,
+    /// It has become larger, and its filesystem has not yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub growing: bool,
     /// What it takes.
     #[serde(default)]
     pub usage: Usage,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use dunnage_host::DeviceNumber;
 use dunnage_host::helpers::Task;
 use dunnage_host::linux::{carrier, to_background};
-use dunnage_model::{Error, Result, VolumeName};
+use dunnage_model::{Bytes, Error, Result, VolumeName};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
@@ -359,6 +359,30 @@ fn clear(folder: &Path) -> Result<()> {
     match std::fs::remove_dir(folder) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(os(what)(e)),
         _ => Ok(()),
+    }
+}
+
+/// Has the process that carries an image make it longer, if it is shorter: then it knows.
+#[derive(Serialize, Deserialize)]
+pub struct Lengthen {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// How long it is to be at least.
+    pub size: Bytes,
+}
+
+impl Task for Lengthen {
+    const NAME: &'static str = "ceph.lengthen";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let path = self.folder.join(DEVICE);
+        let what = format!("cannot lengthen {}", path.display());
+        let file = File::options().write(true).open(&path).map_err(os(&what))?;
+        if file.metadata().map_err(os(&what))?.len() < self.size.0 {
+            file.set_len(self.size.0).map_err(os(&what))?;
+        }
+        Ok(())
     }
 }
 

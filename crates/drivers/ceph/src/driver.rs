@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dunnage_driver::{
-    Adopt, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Phase, Provision, Reach, Share, Sign, Versioned,
+    Adopt, Allocated, Attached, Attachment, Capacity, Driver, Expand, Listing, NewVolume, Phase, Provision, Reach, Share, Sign, Versioned,
 };
 use dunnage_host::helpers::{Runner, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopRequest};
@@ -23,8 +23,8 @@ use crate::carrier::{self, Carried, Ended, Started, Way};
 use crate::kernel::Mapped;
 use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
-    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, ListImages, ListNames, Place,
-    ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, SwapRecord, WatchersById,
+    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LengthenImage, ListImages,
+    ListNames, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, SwapRecord, WatchersById,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
 use crate::{Access, ClientAddress};
@@ -127,6 +127,16 @@ impl Ceph {
                 return Ok(Found { revision, stored });
             }
         }
+    }
+
+    /// Writes down how long a volume is now, and whether its filesystem does not fill it yet.
+    async fn note_growth(&self, name: &VolumeName, size: Bytes, growing: bool) -> Result<VolumeInfo> {
+        let edit = |stored: &mut Stored| {
+            stored.volume.spec.size = stored.volume.spec.size.max(size);
+            stored.volume.growing = growing;
+            Ok(())
+        };
+        self.change(name, edit).await.map(|Found { stored, .. }| self.info(stored, true))
     }
 
     /// The id of the image of this name.
@@ -388,8 +398,43 @@ impl Driver for Ceph {
         Some(self)
     }
 
+    fn expand(&self) -> Option<&dyn Expand> {
+        Some(self)
+    }
+
     fn share(&self) -> Option<&dyn Share> {
         Some(self)
+    }
+}
+
+#[async_trait]
+impl Expand for Ceph {
+    async fn expand(&self, name: &VolumeName, size: Bytes) -> Result<VolumeInfo> {
+        let Found { stored, .. } = self.there(name).await?;
+        match self.look(name).await? {
+            Carried::By { mapped: Some(mapped), .. } => {
+                let detail = format!("the kernel has it as {} for itself alone, and so nobody can make it longer", mapped.path().display());
+                let next =
+                    "end what uses it on this node, and resize it then (with 'attach: process' in the driver's settings it grows in use)";
+                return Err(Error::in_use(Vec::new(), HERE, detail, next).of(name));
+            }
+            Carried::By { .. } => {
+                self.here(name, carrier::Lengthen { folder: self.folder(name), size }).await?;
+                self.host.loops.lengthen(&self.file(name)).await.map_err(|e| e.of(name))?;
+            }
+            Carried::No => {
+                self.ask(name, LengthenImage { place: self.place(&stored.pool), name: stored.image_name(), size }).await?;
+            }
+            Carried::Unnamed | Carried::Dead => {
+                let detail = "what carried it on this node has died";
+                return Err(Error::unavailable(detail, "end what uses it on this node; then ask again").of(name));
+            }
+        }
+        self.note_growth(name, size, true).await
+    }
+
+    async fn grown(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.note_growth(name, Bytes(0), false).await
     }
 }
 

@@ -124,12 +124,15 @@ impl Pool {
         self.looked_at(name, Image::used)
     }
 
-    /// Makes an image longer or shorter. What is beyond the new end is lost.
+    /// Makes an image longer, if it is shorter.
     ///
     /// # Errors
     /// `not_found` without such an image.
-    pub fn resize_image(&self, name: &str, size: Bytes) -> Result<()> {
+    pub fn lengthen_image(&self, name: &str, size: Bytes) -> Result<()> {
         let image = self.open_image(name)?;
+        if image.info()?.size >= size {
+            return Ok(());
+        }
         // SAFETY: an open image.
         image.done("resize", unsafe { (image.api.rbd_resize)(image.raw, size.0) })
     }

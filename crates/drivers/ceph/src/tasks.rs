@@ -26,6 +26,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<StatImage>()
         .with::<RemoveImage>()
         .with::<RenameImage>()
+        .with::<LengthenImage>()
         .with::<ImageWatchers>()
         .with::<WatchersById>()
         .with::<ImageId>()
@@ -42,6 +43,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<crate::carrier::Tell>()
         .with::<crate::carrier::End>()
         .with::<crate::carrier::All>()
+        .with::<crate::carrier::Lengthen>()
         .with::<Instance>()
         .with::<Blocklist>()
         .with::<Barrier>()
@@ -203,6 +205,16 @@ task! {
         /// The one that it gets.
         new: String
     } -> (), pool => pool.rename_image(&name, &new)
+}
+
+task! {
+    /// [`Pool::lengthen_image`].
+    LengthenImage, "ceph.lengthen-image", {
+        /// Its name.
+        name: String,
+        /// How long it is to be at least.
+        size: Bytes
+    } -> (), pool => pool.lengthen_image(&name, size)
 }
 
 task! {

@@ -9,7 +9,7 @@ mod store;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dunnage_driver::{Adopt, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach};
+use dunnage_driver::{Adopt, Allocated, Attached, Attachment, Capacity, Driver, Expand, Listing, NewVolume, Provision, Reach};
 use dunnage_host::helpers::{Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, Medium};
 use dunnage_model::{
@@ -158,6 +158,22 @@ impl Driver for CephFs {
 
     fn adopt(&self) -> Option<&dyn Adopt> {
         None
+    }
+
+    fn expand(&self) -> Option<&dyn Expand> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Expand for CephFs {
+    async fn expand(&self, name: &VolumeName, size: Bytes) -> Result<VolumeInfo> {
+        self.of(name, store::Expand { place: self.place(), name: name.clone(), size }).await
+    }
+
+    /// A folder with a larger quota is all there is to it.
+    async fn grown(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        self.inspect(name).await?.ok_or_else(|| Error::no_volume(name))
     }
 }
 

@@ -35,6 +35,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<Allocate>()
         .with::<Formatting>()
         .with::<Publish>()
+        .with::<Expand>()
         .with::<Remove>()
         .with::<Recover>()
         .with::<Attach>()
@@ -281,16 +282,34 @@ task! {
         let what = format!("cannot make {}", data.display());
         DirBuilder::new().mode(0o700).create(&data).map_err(os(&what))?;
         crash::pass(format_args!("helper/cephfs.allocate/folder"));
-        let quota = record.spec.size.0.to_string();
-        match rustix::fs::setxattr(&data, "ceph.quota.max_bytes", quota.as_bytes(), XattrFlags::empty()) {
-            Ok(()) => Ok(data),
-            Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
-                let detail = format!("client.{} may not set quotas, and so no size can be given", store.place.fs.user);
-                let next = format!("ceph fs authorize FILESYSTEM client.{} {} rwp", store.place.fs.user, store.place.fs.path.display());
-                Err(Error::new(Kind::Permission, detail, next))
-            }
-            Err(e) => Err(Error::os(format_args!("cannot give {} a quota", data.display()), &e.into())),
+        give_quota(&store, &data, record.spec.size)?;
+        Ok(data)
+    }
+}
+
+fn give_quota(store: &Store<'_>, data: &Path, size: Bytes) -> Result<()> {
+    let quota = size.0.to_string();
+    match rustix::fs::setxattr(data, "ceph.quota.max_bytes", quota.as_bytes(), XattrFlags::empty()) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => {
+            let detail = format!("client.{} may not set quotas, and so no size can be given", store.place.fs.user);
+            let next = format!("ceph fs authorize FILESYSTEM client.{} {} rwp", store.place.fs.user, store.place.fs.path.display());
+            Err(Error::new(Kind::Permission, detail, next))
         }
+        Err(e) => Err(Error::os(format_args!("cannot give {} a quota", data.display()), &e.into())),
+    }
+}
+
+task! {
+    /// The quota is given first: a record never says more than there is. Of two nodes that do it at once the last record counts.
+    Expand, "cephfs.expand", { name: VolumeName, size: Bytes } -> VolumeInfo, store => {
+        let whole = ready(&store, &name)?;
+        let mut record = folder::read(&whole)?.ok_or_else(|| Error::no_volume(&name))?;
+        let size = record.spec.size.max(size);
+        give_quota(&store, &whole.join(DATA), size)?;
+        record.spec.size = size;
+        folder::write(&record, &whole)?;
+        Ok(store.info(&whole, record))
     }
 }
 

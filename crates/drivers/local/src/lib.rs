@@ -11,11 +11,13 @@ mod vfs;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use dunnage_driver::{Adopt, Adoption, Allocated, Attached, Attachment, Capacity, Driver, Listing, NewVolume, Provision, Reach, Stranger};
+use dunnage_driver::{
+    Adopt, Adoption, Allocated, Attached, Attachment, Capacity, Driver, Expand, Listing, NewVolume, Provision, Reach, Stranger,
+};
 use dunnage_host::helpers::{Registry, Task, run};
 use dunnage_host::{Detached, DeviceNumber, Host, LoopDevice, LoopRequest, Medium, Probe};
 use dunnage_model::{
-    DriverName, Error, HERE, HintPolicy, Kind, PartialSpec, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec, VolumeState,
+    Bytes, DriverName, Error, HERE, HintPolicy, Kind, PartialSpec, RemoveAction, Result, VolumeInfo, VolumeName, VolumeSpec, VolumeState,
 };
 use uuid::Uuid;
 
@@ -34,6 +36,8 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<pool::Publish>()
         .with::<pool::Remove>()
         .with::<pool::Recover>()
+        .with::<pool::Lengthen>()
+        .with::<pool::Grown>()
         .with::<pool::CapacityOf>()
         .with::<pool::Number>()
         .with::<vfs::TakeIn>()
@@ -204,6 +208,25 @@ impl Driver for Local {
 
     fn adopt(&self) -> Option<&dyn Adopt> {
         Some(self)
+    }
+
+    fn expand(&self) -> Option<&dyn Expand> {
+        (self.store == Store::Images).then_some(self as &dyn Expand)
+    }
+}
+
+#[async_trait]
+impl Expand for Local {
+    async fn expand(&self, name: &VolumeName, size: Bytes) -> Result<VolumeInfo> {
+        let (pool, driver, limits) = (self.pool.clone(), self.name.clone(), self.limits);
+        self.run(pool::Lengthen { pool: pool.clone(), limits, name: name.clone(), size }).await.map_err(|e| e.of(name))?;
+        self.host.loops.lengthen(&self.image(name)).await.map_err(|e| e.of(name))?;
+        self.run(pool::Grown { pool, driver, name: name.clone(), size, growing: true }).await.map_err(|e| e.of(name))
+    }
+
+    async fn grown(&self, name: &VolumeName) -> Result<VolumeInfo> {
+        let (pool, driver) = (self.pool.clone(), self.name.clone());
+        self.run(pool::Grown { pool, driver, name: name.clone(), size: Bytes(0), growing: false }).await.map_err(|e| e.of(name))
     }
 }
 

@@ -190,7 +190,7 @@ impl Task for Record {
     type Output = ();
 
     fn run(self) -> Result<()> {
-        self.check_room()?;
+        check_room(&self.pool, self.limits, self.new.spec.size, self.new.spec.thick)?;
         let folder = self.pool.join(self.new.name.as_str());
         let what = format!("cannot make {}", folder.display());
         match DirBuilder::new().mode(0o700).create(&folder) {
@@ -214,28 +214,25 @@ impl Task for Record {
     }
 }
 
-impl Record {
-    /// Refuses what the pool should not promise.
-    fn check_room(&self) -> Result<()> {
-        let space = space_at(&self.pool)?;
-        let (size, pool) = (self.new.spec.size, self.pool.display());
-        let refuse = |detail: String| {
-            Err(Error::new(Kind::LimitReached, detail, "remove volumes that nobody needs, give the pool more space, or lower its limits"))
-        };
-        let reserve = share(space.total, self.limits.reserve_permille);
-        let taken = if self.new.spec.thick { size } else { Bytes(0) };
-        if space.available.0.saturating_sub(taken.0) < reserve.0 {
-            return refuse(format!("the pool {pool} has {} left, and keeps a reserve of {reserve}", space.available));
-        }
-        if let Some(overcommit) = self.limits.overcommit_permille {
-            let most = share(space.total, overcommit);
-            let promised = promised(&self.pool)?;
-            if promised.0.saturating_add(size.0) > most.0 {
-                return refuse(format!("{size} more would promise more than {most} of the pool {pool} (promised now: {promised})"));
-            }
-        }
-        Ok(())
+/// Refuses what a pool should not promise: so much more, thick or not.
+fn check_room(pool: &Path, limits: Limits, more: Bytes, thick: bool) -> Result<()> {
+    let (space, shown) = (space_at(pool)?, pool.display());
+    let refuse = |detail: String| {
+        Err(Error::new(Kind::LimitReached, detail, "remove volumes that nobody needs, give the pool more space, or lower its limits"))
+    };
+    let reserve = share(space.total, limits.reserve_permille);
+    let taken = if thick { more } else { Bytes(0) };
+    if space.available.0.saturating_sub(taken.0) < reserve.0 {
+        return refuse(format!("the pool {shown} has {} left, and keeps a reserve of {reserve}", space.available));
     }
+    if let Some(overcommit) = limits.overcommit_permille {
+        let most = share(space.total, overcommit);
+        let promised = promised(pool)?;
+        if promised.0.saturating_add(more.0) > most.0 {
+            return refuse(format!("{more} more would promise more than {most} of the pool {shown} (promised now: {promised})"));
+        }
+    }
+    Ok(())
 }
 
 /// The sum of what all volumes may grow to.
@@ -284,14 +281,75 @@ impl Task for Allocate {
         // Never an existing file: this one is new, and so it is blank.
         let file = File::options().write(true).create_new(true).mode(0o600).open(&path).map_err(os(&what))?;
         crash::pass(format_args!("helper/local.allocate/file"));
-        match file.set_len(record.spec.size.0) {
-            Err(e) if e.kind() == ErrorKind::FileTooLarge => {
-                let detail = format!("the pool's filesystem has no files of {}", record.spec.size);
-                Err(Error::invalid("size", detail, "ask for less, or put the pool on another filesystem"))
-            }
-            outcome => outcome.map_err(os(&what)),
-        }?;
+        set_length(&file, record.spec.size, &what)?;
         Ok(path)
+    }
+}
+
+fn set_length(file: &File, size: Bytes, what: &str) -> Result<()> {
+    match file.set_len(size.0) {
+        Err(e) if e.kind() == ErrorKind::FileTooLarge => {
+            let detail = format!("the pool's filesystem has no files of {size}");
+            Err(Error::invalid("size", detail, "ask for less, or put the pool on another filesystem"))
+        }
+        outcome => outcome.map_err(os(what)),
+    }
+}
+
+/// Makes a volume's image longer, before anything says that it is.
+#[derive(Serialize, Deserialize)]
+pub struct Lengthen {
+    pub pool: PathBuf,
+    pub limits: Limits,
+    pub name: VolumeName,
+    pub size: Bytes,
+}
+
+impl Task for Lengthen {
+    const NAME: &'static str = "local.lengthen";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let (folder, record) = existing(&self.pool, &self.name)?;
+        let path = folder.join(IMAGE);
+        let what = format!("cannot lengthen {}", path.display());
+        let file = File::options().read(true).write(true).open(&path).map_err(os(&what))?;
+        let length = file.metadata().map_err(os(&what))?.len();
+        if length < self.size.0 {
+            check_room(&self.pool, self.limits, Bytes(self.size.0 - record.spec.size.0.min(self.size.0)), record.spec.thick)?;
+            if record.spec.thick {
+                // The space first: a file that is longer than what it was given would be thin.
+                rustix::fs::fallocate(&file, FallocateFlags::empty(), length, self.size.0 - length)
+                    .map_err(|e| Error::os(&what, &e.into()))?;
+            }
+            set_length(&file, self.size, &what)?;
+        }
+        file.sync_all().map_err(os(&what))
+    }
+}
+
+/// Writes down how far a volume has grown.
+#[derive(Serialize, Deserialize)]
+pub struct Grown {
+    pub pool: PathBuf,
+    pub driver: DriverName,
+    pub name: VolumeName,
+    /// Its size, if that is more than it had.
+    pub size: Bytes,
+    /// Its filesystem does not fill it yet.
+    pub growing: bool,
+}
+
+impl Task for Grown {
+    const NAME: &'static str = "local.grown";
+    type Output = VolumeInfo;
+
+    fn run(self) -> Result<VolumeInfo> {
+        let (folder, mut record) = existing(&self.pool, &self.name)?;
+        record.spec.size = record.spec.size.max(self.size);
+        record.growing = self.growing;
+        record::write(&record, &folder)?;
+        Ok(info(&self.driver, Store::Images, &folder, record))
     }
 }
 

@@ -20,8 +20,18 @@ pub fn view(name: &str, size: Bytes, mountpoint: Option<&str>) -> VolumeView {
     let id = VolumeId { driver: "local".parse().expect("driver"), name: name.parse().expect("name") };
     let endpoint = "dunnage".parse().expect("endpoint");
     let created = jiff::Timestamp::UNIX_EPOCH;
-    let info =
-        VolumeInfo { id, endpoint, spec, created, state: VolumeState::Ready, why: None, fs_uuid: None, usage: Default::default() }.into();
+    let info = VolumeInfo {
+        id,
+        endpoint,
+        spec,
+        created,
+        state: VolumeState::Ready,
+        why: None,
+        fs_uuid: None,
+        growing: false,
+        usage: Default::default(),
+    }
+    .into();
     let device = mountpoint.map(|_| DeviceNumber::new(0, 0));
     VolumeView { info, age: 0, mountpoint: mountpoint.map(str::to_owned), device, holders: vec![], missing: vec![], jobs: vec![] }
 }

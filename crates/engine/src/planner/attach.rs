@@ -1,9 +1,9 @@
 //! The device alone, for somebody who wants no mount.
 
 use dunnage_host::Detached;
-use dunnage_model::{AttachAction, Error, VolumeState};
+use dunnage_model::{AttachAction, Error};
 
-use super::{Facts, Outcome, Step, cancelled, damaged, must_give_up};
+use super::{Facts, Outcome, Step, cancelled, must_give_up, ready};
 
 pub(super) fn attach(f: &Facts) -> Step {
     let failure = f.failure.clone().or_else(|| (f.cancelled && !f.committed).then(cancelled));
@@ -11,17 +11,12 @@ pub(super) fn attach(f: &Facts) -> Step {
         return undo(f, error);
     }
     let Some(at) = f.at else { return Step::LookAtMount };
-    let info = match &f.volume {
+    match &f.volume {
         None => return Step::Inspect,
-        Some(None) => return Step::Refuse(Error::not_found("there is no volume of that name", "create it first")),
-        Some(Some(info)) => info,
-    };
-    match info.state {
-        VolumeState::Ready => {}
-        VolumeState::Damaged => return Step::Refuse(damaged(info)),
-        VolumeState::Creating | VolumeState::Removing => {
-            let detail = format!("it is {}: a create or a removal of it was interrupted", info.state);
-            return Step::Refuse(Error::not_found(detail, "create it again"));
+        Some(info) => {
+            if let Err(step) = ready(info.as_ref()) {
+                return step;
+            }
         }
     }
     if !f.recorded {

@@ -33,6 +33,7 @@ fn volume(state: VolumeState) -> VolumeInfo {
         state,
         why: None,
         fs_uuid: (state == VolumeState::Ready).then_some(UUID),
+        growing: false,
         usage: Usage::default(),
     }
 }
@@ -86,7 +87,10 @@ struct World {
     intent: bool,
     /// The kernel can tell that what is mounted is in its place.
     kernel_knows: bool,
-    /// Which steps fail, counted from 0.
+    /// When its filesystem can grow, whether it then cannot all the same, and whether it has.
+    growth: Growth,
+    cannot_grow: bool,
+    grew: bool,
     /// Other nodes can attach it; the platform says that it is this node's, and by whom this node writes.
     shared: bool,
     ours: bool,
@@ -94,6 +98,7 @@ struct World {
     /// To be given up by the next sweep, or to be finished or undone.
     owed: bool,
     half_done: bool,
+    /// Which steps fail, counted from 0.
     failing: BTreeMap<usize, Fail>,
     /// From this step on the caller does not want it.
     cancelled_at: usize,
@@ -115,6 +120,9 @@ impl World {
             staged: None,
             intent: false,
             kernel_knows: false,
+            growth: Growth::Mounted,
+            cannot_grow: false,
+            grew: false,
             shared: false,
             ours: false,
             named: false,
@@ -188,7 +196,7 @@ impl World {
     fn carry(&mut self, goal: &Goal, step: &Step, facts: &mut Facts) {
         match step {
             Step::Done(_) | Step::Refuse(_) => {}
-            Step::Inspect => facts.volume = Some(self.info.clone()),
+            Step::Inspect => (facts.volume, facts.growth) = (Some(self.info.clone()), Some(self.growth)),
             Step::LookAtMount => {
                 facts.at = Some(self.mounted);
                 // A kernel that knows says so of nothing else.
@@ -234,6 +242,7 @@ impl World {
                 (self.ours, facts.owned, facts.volume) = (true, true, None);
                 self.named &= self.attached.is_some();
             }
+            Step::Confirm if self.shared && !self.ours => facts.failure = Some(Error::unavailable("it is another's", "end what uses it")),
             Step::Confirm => facts.confirmed = true,
             Step::Evict(_) => facts.evicted = true,
             Step::Name => (self.named, facts.named) = (true, true),
@@ -246,6 +255,26 @@ impl World {
                 let found = self.attached.is_some();
                 let number = *self.attached.get_or_insert(OURS);
                 facts.attached = Some(Attached { path: "/dev/loop3".into(), number, found });
+            }
+            Step::Expand(size) => {
+                assert!(!self.shared || self.ours, "made longer while it is another's: {:?}", self.words());
+                let info = self.info.as_mut().expect("only what is there is made longer");
+                assert!(*size >= info.spec.size, "made shorter");
+                (info.spec.size, info.growing) = (*size, true);
+                (facts.volume, facts.expanded) = (Some(self.info.clone()), true);
+            }
+            Step::Grow => {
+                let now = if self.mounted.is_some() { Growth::Mounted } else { Growth::Unmounted };
+                assert_eq!(self.growth, now, "grown at the wrong moment: {:?}", self.words());
+                let here = self.attached.is_some() || self.mounted.is_some();
+                assert!(here && (!self.shared || self.ours), "touched before it could be cut off: {:?}", self.words());
+                self.grew = !self.cannot_grow;
+                facts.grew = Some(if self.grew { Ok(()) } else { Err(stays_small()) });
+            }
+            Step::Grown => {
+                assert!(self.grew || self.growth == Growth::Always, "said to be grown: {:?}", self.words());
+                self.info.as_mut().expect("it is there").growing = false;
+                (facts.volume, facts.grown) = (Some(self.info.clone()), Some(Ok(())));
             }
             Step::Check => {
                 if let Probe::Known(known) = &mut self.on_device {
@@ -331,6 +360,10 @@ fn step_failed(number: usize) -> Error {
     Error::unavailable(format!("step {number} failed"), "ask again")
 }
 
+fn stays_small() -> Error {
+    Error::unavailable("its filesystem stays as it is", "ask again")
+}
+
 fn refused(step: &Step) -> &Error {
     match step {
         Step::Refuse(error) => error,
@@ -342,6 +375,7 @@ mod adopt;
 mod attach;
 mod create;
 mod remove;
+mod resize;
 mod stage;
 mod unstage;
 

@@ -19,8 +19,8 @@ use dunnage_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::wire::{
-    AdoptBody, Adopted, Attached, CreateBody, Created, FenceBody, Mounted, Nodes, PATIENCE, ReleaseBody, Released, Removed, Status,
-    Strangers, Unmounted, Volumes,
+    AdoptBody, Adopted, Attached, CreateBody, Created, FenceBody, Mounted, Nodes, PATIENCE, ReleaseBody, Released, Removed, ResizeBody,
+    Resized, Status, Strangers, Unmounted, Volumes,
 };
 
 /// How long a caller waits that does not say.
@@ -70,6 +70,7 @@ pub fn router(admin: Arc<Admin>) -> Router {
         .route("/v1/volumes/{name}/attach", post(attach))
         .route("/v1/volumes/{name}/detach", post(detach))
         .route("/v1/volumes/{name}/release", post(release_holder))
+        .route("/v1/volumes/{name}/resize", post(resize))
         .route("/v1/volumes/{name}/adopt", post(adopt))
         .route("/v1/strangers", get(strangers))
         .route("/v1/holders", get(|State(admin): Shared| async move { reply(Ok(admin.engine.held())) }))
@@ -231,6 +232,24 @@ async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>
         let volume = volume
             .ok_or_else(|| Error::not_found(format!("it was {action}, and removed by somebody since"), "create it again").of(&name))?;
         Ok(Created { action, volume, unheeded: parsed.unheeded })
+    };
+    reply(work.await)
+}
+
+async fn resize(
+    State(admin): Shared,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Query(which): Query<Which>,
+    request: Request<Body>,
+) -> Response {
+    let work = async {
+        let body: ResizeBody = read_json(request).await?;
+        let call = admin.call(&headers, "resize", &name);
+        let volume = admin.meant(&name, &which).await?;
+        let size = body.size.parse().map_err(|e: Error| e.of(&volume.name))?;
+        let action = admin.engine.resize(&call, &volume, size).await?;
+        Ok(Resized { action, volume: admin.engine.get(&volume).await?.info })
     };
     reply(work.await)
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use dunnage_engine::{DriverView, Evicted, Inspection, NodeView, VolumeView};
-use dunnage_model::{AdoptAction, AttachAction, CreateAction, Error, Hint, MountAction, RemoveAction, UnmountAction, VolumeInfo};
+use dunnage_model::{
+    AdoptAction, AttachAction, CreateAction, Error, Hint, MountAction, RemoveAction, ResizeAction, UnmountAction, VolumeInfo,
+};
 use serde::{Deserialize, Serialize};
 
 /// Where the socket is, in the run directory.
@@ -91,6 +93,22 @@ pub struct Unmounted {
     pub action: UnmountAction,
     /// Processes in other namespaces that keep the device.
     pub lingering: Vec<String>,
+}
+
+/// How large a volume shall be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ResizeBody {
+    /// As a user would write it: `20GiB`.
+    pub size: String,
+}
+
+/// What a resize came to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Resized {
+    /// What was done.
+    pub action: ResizeAction,
+    /// The volume.
+    pub volume: std::sync::Arc<VolumeInfo>,
 }
 
 /// What to adopt.

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::{
     LO_FLAGS_AUTOCLEAR, LO_FLAGS_DIRECT_IO, LoopAdd, LoopClear, LoopConfig, LoopGetFree, LoopInfo, absent, device_number, failed, file_id,
-    free_of_others, lock_folder, loop_call, loop_configure, loop_set_status, loop_status, open_beneath, patiently, refused,
+    free_of_others, lock_folder, loop_call, loop_configure, loop_set_capacity, loop_set_status, loop_status, open_beneath, patiently,
+    refused,
 };
 use crate::helpers::Task;
 use crate::{Detached, DeviceNumber, FileId, LoopDevice, LoopRequest};
@@ -311,6 +312,28 @@ fn clear(path: &Path, ours: impl Fn(&LoopInfo) -> bool) -> Result<Option<Detache
         }
     }
     Ok(Some(Detached::Lingering))
+}
+
+/// Has a loop see that its file has become longer.
+#[derive(Serialize, Deserialize)]
+pub struct Lengthen {
+    pub request: LoopRequest,
+}
+
+impl Task for Lengthen {
+    const NAME: &'static str = "loop.lengthen";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        let (file, id) = open(&self.request)?;
+        let Some(found) = attached_to(&file, id, &self.request.path())? else { return Ok(()) };
+        let Some(device) = absent(File::open(&found.path)).map_err(failed(found.path.display()))? else { return Ok(()) };
+        // It may have become another file's since it was found: then that one sees its own length once more.
+        match loop_set_capacity(&device) {
+            Ok(()) | Err(Errno::NXIO) => Ok(()),
+            Err(e) => Err(refused(format_args!("cannot lengthen {}", found.path.display()))(e)),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]

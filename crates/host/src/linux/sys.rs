@@ -275,6 +275,12 @@ pub fn loop_status(device: &File) -> io::Result<Option<LoopInfo>> {
     absent(done.map_err(io::Error::from).map(|()| info))
 }
 
+/// LOOP_SET_CAPACITY: it looks again how long its file is.
+pub fn loop_set_capacity(device: &File) -> rustix::io::Result<()> {
+    // SAFETY: the call takes no argument and writes nothing of ours.
+    unsafe { rustix::ioctl::ioctl(device, rustix::ioctl::NoArg::<0x4C07>::new()) }
+}
+
 /// LOOP_SET_STATUS64.
 pub fn loop_set_status(device: &File, info: LoopInfo) -> rustix::io::Result<()> {
     // SAFETY: 0x4C04 reads one loop_info64, which is what the setter points to.

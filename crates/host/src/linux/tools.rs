@@ -21,12 +21,15 @@ use super::mounts::{make_inside, mount_nowhere};
 use super::sys::{failed, refused};
 use crate::crash;
 use crate::helpers::{Runner, Task, run};
-use crate::{Checked, FormatRequest, Probe, signature};
+use crate::{Checked, FormatRequest, GrowRequest, Growth, Probe, signature};
 
 const FOLDERS: [&str; 6] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
 
 /// mkfs of a sparse file takes milliseconds; a pool that is so slow is as good as gone.
 const FORMAT_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Of what rewrites a filesystem that has data: such a program is never killed, not even when we are.
+const NO_DEADLINE: Duration = Duration::MAX;
 
 /// What of a program's words is kept.
 const SAID: usize = 4096;
@@ -41,6 +44,9 @@ pub struct Tools {
     tune2fs: Program,
     xfs_admin: Program,
     btrfstune: Program,
+    resize2fs: Program,
+    xfs_growfs: Program,
+    btrfs: Program,
 }
 
 /// A program, the package that has it, and where it is.
@@ -61,6 +67,12 @@ impl Program {
         let missing = || Error::unavailable(format!("{} is not installed", self.name), format!("install the package {}", self.package));
         self.path.as_deref().ok_or_else(missing)
     }
+
+    /// Runs it on a filesystem that it rewrites.
+    async fn to_the_end(&self, args: &[&str], on: &Path) -> Result<()> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        tool(self.path()?, &args, NO_DEADLINE).await?.success(self.name, on)
+    }
 }
 
 impl Tools {
@@ -74,6 +86,9 @@ impl Tools {
             tune2fs: Program::find("tune2fs", "e2fsprogs"),
             xfs_admin: Program::find("xfs_admin", "xfsprogs"),
             btrfstune: Program::find("btrfstune", "btrfs-progs"),
+            resize2fs: Program::find("resize2fs", "e2fsprogs"),
+            xfs_growfs: Program::find("xfs_growfs", "xfsprogs"),
+            btrfs: Program::find("btrfs", "btrfs-progs"),
         }
     }
 
@@ -129,13 +144,13 @@ impl Tools {
         }
     }
 
-    /// `e2fsck -p`: mends what is safe to mend. It rewrites the filesystem, so it has no deadline. xfs and btrfs are never
+    /// `e2fsck -p`: mends what is safe to mend. xfs and btrfs are never
     /// repaired unasked.
     pub(super) async fn check(&self, path: &Path, fs: FsKind) -> Result<Checked> {
         if fs != FsKind::Ext4 {
             return Err(Error::internal(format!("{fs} was to be checked, and is not checked unasked")));
         }
-        let outcome = tool(self.e2fsck.path()?, &["-p".to_owned(), path.display().to_string()], Duration::MAX).await?;
+        let outcome = tool(self.e2fsck.path()?, &["-p".to_owned(), path.display().to_string()], NO_DEADLINE).await?;
         match outcome.code {
             Some(0) => Ok(Checked::Clean),
             Some(1) => Ok(Checked::Repaired),
@@ -152,27 +167,21 @@ impl Tools {
     /// What counts is the superblock read again, never the exit code (`xfs_admin -U` on a dirty one fails with 0).
     pub(super) async fn renew(&self, runner: &dyn Runner, path: &Path, fs: FsKind, uuid: uuid::Uuid) -> Result<()> {
         let (file, text) = (path.display().to_string(), uuid.to_string());
-        let run_tool = async |tool_of: &Program, args: &[&str], good: &[i32]| {
-            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-            // They rewrite a filesystem: there is no deadline.
-            let outcome = tool(tool_of.path()?, &args, Duration::MAX).await?;
-            if outcome.code.is_some_and(|code| good.contains(&code)) { Ok(()) } else { outcome.success(tool_of.name, path) }
-        };
         run(runner, &Alone { path: path.to_owned() }).await?;
         match fs {
             FsKind::Ext4 => {
                 run(runner, &Settle { path: path.to_owned(), fs }).await?;
                 // Where every block has a checksum with the UUID in it, all are rewritten, and only after a check.
-                run_tool(&self.e2fsck, &["-f", "-p", &file], &[0, 1]).await?;
-                run_tool(&self.tune2fs, &["-U", &text, &file], &[0]).await?;
+                self.check_whole(path).await?;
+                self.tune2fs.to_the_end(&["-U", &text, &file], path).await?;
             }
             FsKind::Xfs => {
                 run(runner, &Settle { path: path.to_owned(), fs }).await?;
-                run_tool(&self.xfs_admin, &["-U", &text, &file], &[0]).await?;
+                self.xfs_admin.to_the_end(&["-U", &text, &file], path).await?;
             }
             FsKind::Folder => return Ok(()),
             // Never mounted before: the kernel would take the two for parts of one filesystem.
-            FsKind::Btrfs => run_tool(&self.btrfstune, &["-f", "-M", &text, &file], &[0]).await?,
+            FsKind::Btrfs => self.btrfstune.to_the_end(&["-f", "-M", &text, &file], path).await?,
         }
         match run(runner, &ProbeTask { path: path.to_owned() }).await? {
             Probe::Known(known) if known.uuid == uuid => Ok(()),
@@ -182,6 +191,55 @@ impl Tools {
             )),
         }
     }
+}
+
+/// When a filesystem can become larger: mounted, as the kernel does it, which no crash can hurt. To an ext4 it does that only for who has
+/// CAP_SYS_RESOURCE (`ext4_resize_begin`), and a daemon in a container may not: then resize2fs does it while it is not mounted.
+pub fn growth(fs: FsKind) -> Growth {
+    let resource = rustix::thread::CapabilitySet::SYS_RESOURCE;
+    match fs {
+        FsKind::Ext4 if rustix::thread::capabilities(None).is_ok_and(|have| have.effective.contains(resource)) => Growth::Mounted,
+        FsKind::Ext4 => Growth::Unmounted,
+        FsKind::Xfs | FsKind::Btrfs => Growth::Mounted,
+        FsKind::Folder => Growth::Always,
+    }
+}
+
+impl Tools {
+    /// Has a filesystem fill its device. The tools find out its size themselves, and do nothing to one that fills it.
+    pub(super) async fn grow(&self, runner: &dyn Runner, request: &GrowRequest) -> Result<()> {
+        let GrowRequest { device, fs, uuid, at } = request;
+        match run(runner, &ProbeTask { path: device.clone() }).await? {
+            Probe::Known(known) if known.fs == *fs && known.uuid == *uuid => {}
+            // Not even the tool that only checks may touch it.
+            other => return Err(not_the_recorded(device, &other)),
+        }
+        let shown = device.display().to_string();
+        match (fs, at) {
+            (FsKind::Ext4, Some(_)) => self.resize2fs.to_the_end(&[&shown], device).await,
+            (FsKind::Ext4, None) => {
+                // It asks for a whole check first.
+                self.check_whole(device).await?;
+                self.resize2fs.to_the_end(&[&shown], device).await
+            }
+            (FsKind::Xfs, Some(at)) => self.xfs_growfs.to_the_end(&["-d", &at.display().to_string()], device).await,
+            (FsKind::Btrfs, Some(at)) => self.btrfs.to_the_end(&["filesystem", "resize", "max", &at.display().to_string()], device).await,
+            (FsKind::Xfs | FsKind::Btrfs, None) => Err(Error::internal(format!("{fs} was to grow while it is not mounted"))),
+            (FsKind::Folder, _) => Ok(()),
+        }
+    }
+
+    async fn check_whole(&self, path: &Path) -> Result<()> {
+        let outcome = tool(self.e2fsck.path()?, &["-f".to_owned(), "-p".to_owned(), path.display().to_string()], NO_DEADLINE).await?;
+        // 1: something was mended.
+        if outcome.code == Some(1) { Ok(()) } else { outcome.success(self.e2fsck.name, path) }
+    }
+}
+
+fn not_the_recorded(device: &Path, found: &Probe) -> Error {
+    let signature = describe(found);
+    let detail = format!("{} has {signature} on it, and not the filesystem that was recorded", device.display());
+    Error::new(Kind::NotBlank { signature }, detail, "nothing was written; find out who changed it")
 }
 
 /// Makes sure that nobody else has a file, before anything is done to what is in it.
@@ -375,13 +433,17 @@ fn dress(
     give(make_inside(root, inside.as_str())?.as_fd(), uid, gid, mode)
 }
 
-/// The error for a device that was to be blank and is not.
-pub fn not_blank(path: &Path, found: &Probe) -> Error {
-    let signature = match found {
+fn describe(found: &Probe) -> String {
+    match found {
         Probe::Blank => "nothing".to_owned(),
         Probe::Known(known) => format!("{} {}", known.fs, known.uuid),
         Probe::Unknown { signature } => signature.clone(),
-    };
+    }
+}
+
+/// The error for a device that was to be blank and is not.
+pub fn not_blank(path: &Path, found: &Probe) -> Error {
+    let signature = describe(found);
     let detail = format!("{} was to be formatted, and there is something on it", path.display());
     Error::new(Kind::NotBlank { signature }, detail, "nothing was written; look at what it is, and remove it if nobody needs it")
 }
@@ -419,12 +481,19 @@ async fn tool(program: &Path, args: &[String], deadline: Duration) -> Result<Out
     let failure = |what: &str, e: &std::io::Error| Error::os(format_args!("cannot run {}: {what}", program.display()), e);
     let mut command = Command::new(program);
     command.args(args).env_clear().env("LC_ALL", "C").env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
-    // SAFETY: prctl(2) is async-signal-safe and touches no memory of ours.
+    let dies = deadline != NO_DEADLINE;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(dies);
+    // SAFETY: prctl(2) and signal(2) are async-signal-safe and touch no memory of ours.
     unsafe {
-        command.pre_exec(|| {
-            // It dies with us: what a killed mkfs left is made anew from zeroes.
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        command.pre_exec(move || {
+            let done = if dies {
+                // It dies with us: what a killed mkfs left is made anew from zeroes.
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) == 0
+            } else {
+                // Nor does it die of having nobody who reads what it says.
+                libc::signal(libc::SIGPIPE, libc::SIG_IGN) != libc::SIG_ERR
+            };
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         });
     }
     let mut child = command.spawn().map_err(|e| failure("start", &e))?;
@@ -439,7 +508,7 @@ async fn tool(program: &Path, args: &[String], deadline: Duration) -> Result<Out
         let said = [out, err].concat();
         Ok(Outcome { code: status.code(), said: said.split_whitespace().collect::<Vec<_>>().join(" ") })
     };
-    if deadline == Duration::MAX {
+    if deadline == NO_DEADLINE {
         return work.await;
     }
     match tokio::time::timeout(deadline, work).await {

@@ -9,7 +9,8 @@ mod any {
     use super::*;
 
     pub fn goal() -> impl Strategy<Value = Goal> {
-        prop_oneof![Just(create_goal()), Just(Goal::Stage), Just(Goal::Unstage), Just(Goal::Remove), Just(Goal::Recover)]
+        let resize = Just(Goal::Resize(Bytes::gib(2)));
+        prop_oneof![Just(create_goal()), Just(Goal::Stage), Just(Goal::Unstage), Just(Goal::Remove), resize, Just(Goal::Recover)]
     }
 
     fn device() -> impl Strategy<Value = DeviceNumber> {
@@ -32,7 +33,10 @@ mod any {
             1 => Just(VolumeState::Damaged)
         ];
         let uuid = prop_oneof![1 => Just(None), 6 => Just(Some(UUID)), 1 => Just(Some(OTHER_UUID))];
-        prop::option::weighted(0.8, (state, uuid).prop_map(|(state, fs_uuid)| VolumeInfo { fs_uuid, ..volume(state) }))
+        prop::option::weighted(
+            0.8,
+            (state, uuid, any::<bool>()).prop_map(|(state, fs_uuid, growing)| VolumeInfo { fs_uuid, growing, ..volume(state) }),
+        )
     }
 
     pub fn probe() -> impl Strategy<Value = Probe> {
@@ -50,6 +54,10 @@ mod any {
         prop_oneof![Just(Unmounted::Done), Just(Unmounted::NotThere), Just(Unmounted::Busy), Just(Unmounted::Foreign(FOREIGN)),]
     }
 
+    fn growth() -> impl Strategy<Value = Growth> {
+        prop_oneof![Just(Growth::Mounted), Just(Growth::Unmounted), Just(Growth::Always)]
+    }
+
     pub fn facts() -> impl Strategy<Value = Facts> {
         use prop::option::of;
         let detached = prop_oneof![Just(Detached::Done), Just(Detached::Killed), Just(Detached::NotThere), Just(Detached::Lingering)];
@@ -62,7 +70,10 @@ mod any {
         let gone = (of(unmounted()), of(Just(vec![process(1, "init", false)])), of(detached));
         let trouble = (of(Just(step_failed(0))), any::<bool>());
         let nodes = any::<(bool, bool, bool, bool, bool, bool)>();
-        (ledger, platform, node, gone, trouble, nodes).prop_map(|(ledger, platform, node, gone, trouble, nodes)| {
+        let done = || of(prop_oneof![Just(Ok(())), Just(Err(step_failed(0)))]);
+        let larger = (any::<bool>(), of(growth()), done(), done());
+        (ledger, platform, node, gone, trouble, nodes, larger).prop_map(|(ledger, platform, node, gone, trouble, nodes, larger)| {
+            let (expanded, growth, grew, grown) = larger;
             let (shared, own_tried, owned, named, given_up, confirmed) = nodes;
             let (holders, (attachers, kept, intended), staged, cancelled, recorded, committed, released) = ledger;
             let (volume, (provision_tried, allocated, attached_new), probed_new, formatting, formatted, published, removed, recovered) =
@@ -98,6 +109,10 @@ mod any {
                 given_up,
                 evicted: false,
                 attached,
+                expanded,
+                growth,
+                grew,
+                grown,
                 probe,
                 checked,
                 mount_tried,
@@ -126,7 +141,8 @@ mod any {
         let node = (any::<bool>(), any::<bool>(), 0..2_usize, in_ledger(), any::<bool>(), any::<bool>(), any::<bool>());
         let how = prop_oneof![Just(Fail::Before), Just(Fail::After)];
         let trouble = (prop::collection::btree_map(0..BOUND, how, 0..4), prop_oneof![3 => Just(usize::MAX), 1 => 0..12_usize]);
-        (info(), device, node, trouble, any::<bool>()).prop_map(|(info, device, node, trouble, shared)| {
+        let larger = (growth(), any::<bool>());
+        (info(), device, node, trouble, any::<bool>(), larger).prop_map(|(info, device, node, trouble, shared, (growth, cannot_grow))| {
             let (attached, new_storage, on_device, mounted) = device;
             let (busy, copied, holders, staged, intent, unmendable, kernel_knows) = node;
             let (failing, cancelled_at) = trouble;
@@ -153,6 +169,9 @@ mod any {
                 staged,
                 intent,
                 kernel_knows,
+                growth,
+                cannot_grow,
+                grew: false,
                 failing,
                 cancelled_at,
                 trace,
@@ -205,7 +224,7 @@ proptest! {
         world.shared = true;
         // What was attached was written down before.
         world.intent |= world.attached.is_some();
-        for goal in [create_goal(), Goal::Stage, Goal::Unstage, Goal::Remove] {
+        for goal in [create_goal(), Goal::Resize(Bytes::gib(2)), Goal::Stage, Goal::Unstage, Goal::Remove] {
             world.run(&goal);
             let left = world.ours && world.attached.is_none() && world.mounted.is_none() && world.info.is_some();
             // Whoever undoes what is half made gives it up with that, and what is whole is not half made.
@@ -231,6 +250,25 @@ proptest! {
             let recorded = facts.volume.flatten().and_then(|info| info.fs_uuid);
             prop_assert!(matches!(facts.probe, Some(Probe::Known(known)) if Some(known.uuid) == recorded));
             prop_assert!(!facts.checked && facts.recorded);
+        }
+    }
+
+    #[test]
+    fn law_6_no_facts_lead_to_a_longer_image_of_another_node_and_none_to_a_shorter_one(facts in any::facts()) {
+        for size in [Bytes::mib(512), Bytes::gib(2)] {
+            if let Step::Expand(to) = next(&Goal::Resize(size), &facts) {
+                prop_assert!(to == size && size == Bytes::gib(2));
+                prop_assert!(!facts.shared || facts.owned || facts.confirmed);
+            }
+        }
+    }
+
+    #[test]
+    fn law_5_no_facts_lead_to_a_grown_filesystem_but_of_a_volume_that_is_here_and_can_be_cut_off(goal in any::goal(), facts in any::facts()) {
+        if next(&goal, &facts) == Step::Grow {
+            prop_assert!(facts.attached.is_some() || facts.at.flatten().is_some());
+            prop_assert!(!facts.shared || facts.named || facts.confirmed || facts.expanded);
+            prop_assert!(facts.volume.iter().flatten().any(|info| info.growing && info.state == VolumeState::Ready));
         }
     }
 
