@@ -148,8 +148,7 @@ fn storage_that_has_something_on_it_is_not_formatted_with_anything() {
         for (name, line) in DATA {
             make(line, &image);
             keep(&image);
-            // What is shorter than a superblock is not told from what cannot be read.
-            let name = if std::fs::metadata(&image).expect("image").len() > 68 * 1024 { name } else { "nobody knows" };
+            let name = if std::fs::metadata(&image).expect("image").len() > 68 * 1024 { name } else { "too little for any filesystem" };
             for fs in FsKind::ALL {
                 let said = bench.refused(&image, fs).await;
                 assert!(is_refused_as(&said, name), "{fs} over {line}: {said}");

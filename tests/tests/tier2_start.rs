@@ -159,14 +159,30 @@ fn without_root_each_command_that_needs_it_prints_the_line_that_would_work() {
     }
 }
 
+/// Runs a command as nobody against a node, by a way that nobody may walk, wherever the test's folder is.
+fn as_nobody_at(node: &Node, args: &[&str]) -> Ran {
+    let (real, run_dir) = (node.run_dir(), format!("/run/{}-run", node.folder.file_name().expect("name").display()));
+    sh(&format!("mkdir {run_dir}; mount --bind {0} {run_dir}; chmod a+rx {0}", real.display()));
+    let ran = as_nobody(&for_everybody(), &[&["--run-dir", &run_dir], args].concat());
+    sh(&format!("umount {run_dir}; rmdir {run_dir}"));
+    ran
+}
+
+/// The daemon would read for whoever may use its socket what only root may.
+#[test]
+fn law_12_who_may_use_the_admin_socket_and_is_not_root_imports_no_file() {
+    let mut node = Node::new();
+    node.configure("admin: { group: nogroup }\n");
+    node.start();
+    assert_eq!(as_nobody_at(&node, &["volume", "ls", "-q"]).ok(), "", "it may use the socket");
+    let said = as_nobody_at(&node, &["volume", "import", "pg", "/etc/shadow"]).fails(9);
+    assert!(said.contains("only root may import"), "{said}");
+    node.finish();
+}
+
 #[test]
 fn without_root_the_admin_socket_is_refused_with_what_to_do() {
     let node = Node::started();
-    let binary = for_everybody();
-    // By a way that nobody may walk, wherever the test's folder is.
-    let (real, run_dir) = (node.run_dir(), format!("/run/{}-run", node.folder.file_name().expect("name").display()));
-    sh(&format!("mkdir {run_dir}; mount --bind {0} {run_dir}; chmod a+rx {0}", real.display()));
-    let said = as_nobody(&binary, &["--run-dir", &run_dir, "volume", "ls"]).fails(9);
-    sh(&format!("umount {run_dir}"));
+    let said = as_nobody_at(&node, &["volume", "ls"]).fails(9);
     assert!(said.contains("sudo") && said.contains("admin.group"), "{said}");
 }

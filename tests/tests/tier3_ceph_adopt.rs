@@ -136,3 +136,26 @@ fn law_5_what_has_no_filesystem_is_not_adopted_and_only_a_person_s_word_destroys
     assert!(kernel::loops_beneath(&node.folder).is_empty());
     node.finish();
 }
+
+/// The barrier waits for what an old owner has sent to the image's own pool, and would not for what it has sent elsewhere.
+#[test]
+fn law_6_an_image_whose_data_is_in_another_pool_is_neither_made_nor_taken() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    ceph.ceph(&["osd", "pool", "create", "data", "8"]).ok();
+    ceph.command("rbd", &["create", "--size", "64M", "--image-feature", "layering", "--data-pool", "data", "rbd/split"]).ok();
+    let device = ceph.folder.join("disk");
+    sh(&format!("truncate -s 64M {0} && mkfs.ext4 -q {0}", device.display()));
+    ceph.command("rbd", &["import", "--no-progress", "--data-pool", "data", &device.display().to_string(), "rbd/apart"]).ok();
+    let mut node = ceph.node("a", "");
+    let said = node.cli(&["volume", "adopt", "apart"]).fails(2);
+    assert!(said.contains("keeps its data in another pool"), "{said}");
+    // The cluster's own configuration has new images made so.
+    let conf = std::fs::read_to_string(ceph.conf()).expect("a configuration");
+    std::fs::write(ceph.conf(), conf.replace("[global]", "[global]\nrbd default data pool = data")).expect("written");
+    node.kill();
+    node.start();
+    let said = node.plugin_err("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": {} }));
+    assert!(said.contains("rbd_default_data_pool"), "{said}");
+    assert_eq!(listed(&ceph, POOL), ["apart", "split"], "what was made for it is gone");
+    node.finish();
+}

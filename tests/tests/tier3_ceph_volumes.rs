@@ -151,6 +151,16 @@ fn a_volume_of_ceph_grows_in_use_on_its_own_node_and_at_rest_from_any() {
     assert_eq!((read(&path), sh(&format!("sha256sum <{}/large", path.display()))), ("before".to_owned(), sum));
     b.unmount("x", "c2");
 
+    // Out as an image, and in as another volume, from another node.
+    let out = ceph.folder.join("x.img").display().to_string();
+    let exported = b.cli(&["volume", "export", "x", &out]);
+    assert_eq!(exported.code, 0, "{}", exported.err);
+    a.cli(&["volume", "import", "copy", &out]).ok();
+    let (one, two) = (a.mount("x", "c1"), a.mount("copy", "c1"));
+    sh(&format!("cmp {0}/large {1}/large && cmp {0}/file {1}/file", one.display(), two.display()));
+    ["x", "copy"].iter().for_each(|volume| a.unmount(volume, "c1"));
+    remove(&b, "copy");
+
     // At rest, by a node that never had it; then it is everybody's.
     create(&a, "pg");
     let said = b.cli(&["volume", "resize", "pg", "200M"]);

@@ -209,6 +209,26 @@ pub enum VolumeCommand {
         #[arg(long, value_name = "ENDPOINT")]
         endpoint: Option<String>,
     },
+    /// Make a volume that is a copy of a raw image: a file, or a device that nothing uses
+    Import {
+        #[command(flatten)]
+        made: WhichArgs,
+        /// The image, with ext4, xfs or btrfs on it and no partition table
+        image: PathBuf,
+        /// An option as of 'create', such as labels=team=db; size and fs are the image's
+        #[arg(short = 'o', long = "opt", value_name = "KEY=VALUE")]
+        options: Vec<String>,
+        /// The endpoint that shall list it [default: the driver's first]
+        #[arg(long, value_name = "ENDPOINT")]
+        endpoint: Option<String>,
+    },
+    /// Copy a volume that is not mounted to a file, as a raw image
+    Export {
+        #[command(flatten)]
+        which: WhichArgs,
+        /// A new file; - is standard output
+        file: PathBuf,
+    },
     /// Make a volume larger, in use or not; none becomes smaller
     Resize {
         #[command(flatten)]

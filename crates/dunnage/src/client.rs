@@ -1,6 +1,7 @@
 //! The commands that ask the daemon: volumes and drivers.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,9 +27,9 @@ pub fn ask<T: DeserializeOwned>(places: &Places, patience: Duration, method: &st
 }
 
 const USUAL: Duration = Duration::from_secs(30);
-const NOTHING: () = ();
+pub const NOTHING: () = ();
 
-fn uri(which: &WhichArgs, verb: &str) -> Result<String> {
+pub fn uri(which: &WhichArgs, verb: &str) -> Result<String> {
     // A checked name needs no escaping in a path.
     let name: dunnage_model::VolumeName = which.name.parse()?;
     let driver = which.driver.as_deref().map(str::parse::<dunnage_model::DriverName>).transpose()?;
@@ -68,26 +69,12 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
             let inspected: Inspected = ask(places, which.patience()?, "GET", &uri(&which, "")?, &NOTHING)?;
             output::print(&inspected, output.output, describe)
         }
-        VolumeCommand::Create { which, options, endpoint } => {
-            which.name.parse::<dunnage_model::VolumeName>()?;
-            let mut body = CreateBody { name: which.name.clone(), driver: which.driver.clone(), endpoint, options: Default::default() };
-            for option in options {
-                let Some((key, value)) = option.split_once('=') else {
-                    let detail = format!("option {option:?} has no value");
-                    return Err(Error::invalid(option, detail, "write it as key=value, for example size=2G"));
-                };
-                if body.options.insert(key.to_owned(), value.to_owned()).is_some() {
-                    return Err(Error::invalid(key, format!("option {key:?} is given twice"), "give it once"));
-                }
-            }
-            let created: Created = ask(places, which.patience()?, "POST", "/v1/volumes", &body)?;
-            for hint in &created.unheeded {
-                eprintln!("dunnage: the hint {}={} is not followed", hint.key, hint.value);
-            }
-            eprintln!("{}: {} ({}, {})", created.volume.id, created.action, created.volume.spec.shown_size(), created.volume.spec.fs);
-            println!("{}", created.volume.id.name);
-            Ok(())
+        VolumeCommand::Create { which, options, endpoint } => create(places, &which, options, endpoint, None),
+        VolumeCommand::Import { made, image, options, endpoint } => {
+            let image = std::path::absolute(&image).map_err(|e| Error::os(image.display(), &e))?;
+            create(places, &made, options, endpoint, Some(image))
         }
+        VolumeCommand::Export { which, file } => crate::export::run(places, &which, &file),
         VolumeCommand::Adopt { name, driver, endpoint, all: _, r#match, dry_run, root_path, overwrite, timeout } => {
             let patience = patience(timeout)?;
             let body = AdoptBody { driver, endpoint, root_path, overwrite };
@@ -138,6 +125,27 @@ pub fn volume(places: &Places, command: VolumeCommand) -> Result<()> {
             Ok(())
         }
     }
+}
+
+fn create(places: &Places, which: &WhichArgs, options: Vec<String>, endpoint: Option<String>, image: Option<PathBuf>) -> Result<()> {
+    which.name.parse::<dunnage_model::VolumeName>()?;
+    let mut body = CreateBody { name: which.name.clone(), driver: which.driver.clone(), endpoint, options: Default::default(), image };
+    for option in options {
+        let Some((key, value)) = option.split_once('=') else {
+            let detail = format!("option {option:?} has no value");
+            return Err(Error::invalid(option, detail, "write it as key=value, for example size=2G"));
+        };
+        if body.options.insert(key.to_owned(), value.to_owned()).is_some() {
+            return Err(Error::invalid(key, format!("option {key:?} is given twice"), "give it once"));
+        }
+    }
+    let created: Created = ask(places, which.patience()?, "POST", "/v1/volumes", &body)?;
+    for hint in &created.unheeded {
+        eprintln!("dunnage: the hint {}={} is not followed", hint.key, hint.value);
+    }
+    eprintln!("{}: {} ({}, {})", created.volume.id, created.action, created.volume.spec.shown_size(), created.volume.spec.fs);
+    println!("{}", created.volume.id.name);
+    Ok(())
 }
 
 fn adopt(places: &Places, patience: Duration, name: &dunnage_model::VolumeName, body: &AdoptBody) -> Result<()> {

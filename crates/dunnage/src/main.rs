@@ -9,6 +9,7 @@ mod crash;
 mod daemon;
 mod demo;
 mod endpoints;
+mod export;
 mod install;
 mod instance;
 mod logging;

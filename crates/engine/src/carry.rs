@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dunnage_driver::{Adopt, Adoption, Driver, Expand, NewVolume, Provision};
-use dunnage_host::{Detached, FormatRequest, GrowRequest, MountRequest, Tried};
+use dunnage_host::{Detached, FillRequest, FormatRequest, GrowRequest, MountRequest, Tried};
 use dunnage_model::{Client, Error, Result, RootPath, VolumeId, VolumeInfo, VolumeState};
 
 use crate::engine::{Engine, Known};
@@ -142,7 +142,13 @@ impl Work<'_> {
                 facts.formatting = true;
             }
             Step::Format => {
-                host.filesystems.format(&self.format_request()?).await?;
+                match &self.job.goal {
+                    Goal::Create { source: Some(source), spec, .. } => {
+                        let (from, to) = (source.clone(), self.new_storage()?.to_owned());
+                        host.filesystems.fill(&FillRequest { from, to, fs: spec.fs, uuid: self.uuid }).await?;
+                    }
+                    _ => host.filesystems.format(&self.format_request()?).await?,
+                }
                 facts.formatted = true;
             }
             Step::Publish => {

@@ -4,13 +4,13 @@
 //! The work goes on when the caller has gone; a caller that has gone leaves no holder behind.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use dunnage_driver::{Driver, Stranger};
-use dunnage_host::{Host, Medium, Target};
+use dunnage_host::{Host, Medium, Probe, Target};
 use dunnage_model::{
     AdoptAction, AttachAction, BootId, Bytes, Caller, CallerKind, CreateAction, DriverName, EndpointName, Error, HintPolicy, Holder,
     HolderKey, MountAction, NodeId, OperationId, PartialSpec, Preempt, PublishMode, RemoveAction, ResizeAction, Result, UnmountAction,
@@ -23,7 +23,7 @@ use crate::carry;
 use crate::env::{Clock, Random, Watcher};
 use crate::lane::{Job, Lane, lock};
 use crate::ledger::{Entry, Ledger};
-use crate::planner::{AdoptRequest, Goal, Outcome};
+use crate::planner::{AdoptRequest, Goal, Outcome, no_filesystem_on};
 
 /// What the engine is given.
 pub struct Settings {
@@ -85,6 +85,8 @@ pub struct CreateRequest {
     pub defaults: PartialSpec,
     /// What happens to what the driver cannot follow.
     pub hints: HintPolicy,
+    /// It is to be a copy of this image, a file or a device of this node.
+    pub source: Option<PathBuf>,
 }
 
 /// What came of a mount.
@@ -215,13 +217,37 @@ impl Engine {
 
     /// Makes sure that the volume exists as asked; says what it is, unless somebody was quick to remove it.
     pub async fn create(&self, call: &Call, request: CreateRequest) -> Result<(CreateAction, Option<Arc<VolumeInfo>>)> {
-        let CreateRequest { volume, endpoint, asked, defaults, hints } = request;
-        self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
-        let spec = self.driver(&volume.driver)?.complete(asked.clone(), &defaults, hints).map_err(|e| e.of(&volume.name))?;
-        let job = self.submit(call, &volume, Goal::Create { asked: asked.into(), spec: spec.into(), endpoint });
+        let CreateRequest { volume, endpoint, mut asked, defaults, hints, source } = request;
+        let driver = self.driver(&volume.driver).map_err(|e| e.of(&volume.name))?;
+        if let Some(source) = &source {
+            asked = self.like_image(call, asked, source).await.map_err(|e| e.of(&volume.name))?;
+        }
+        let spec = driver.complete(asked.clone(), &defaults, hints).map_err(|e| e.of(&volume.name))?;
+        let job = self.submit(call, &volume, Goal::Create { asked: asked.into(), spec: spec.into(), endpoint, source });
         match self.wait(call, &volume, &job).await? {
             Outcome::Created(action) => Ok((action, self.known(&volume))),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    /// A copy of an image has its filesystem and its size.
+    async fn like_image(&self, call: &Call, asked: PartialSpec, image: &Path) -> Result<PartialSpec> {
+        for (key, given) in [("size", asked.size.is_some()), ("fs", asked.fs.is_some())] {
+            if given {
+                let detail = format!("a copy of an image has the {key} that the image has");
+                return Err(Error::invalid(key, detail, "leave it out; 'dunnage volume resize' makes it larger afterwards"));
+            }
+        }
+        if !image.is_absolute() {
+            return Err(Error::invalid("image", format!("{} is no absolute path", image.display()), "give the whole path"));
+        }
+        let looking = tokio::time::timeout(call.patience, self.0.settings.host.filesystems.look_at_image(image));
+        let (size, found) = looking.await.map_err(|_| Error::timeout("look", format!("{} cannot be read", image.display())))??;
+        match found {
+            Probe::Known(known) => Ok(PartialSpec { size: Some(size), fs: Some(known.fs), ..asked }),
+            other => {
+                Err(no_filesystem_on(&image.display().to_string(), &other, "give a raw image, or a device, with ext4, xfs or btrfs on it"))
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use dunnage_model::{
 use serde::{Deserialize, Serialize};
 
 pub use adopt::AdoptRequest;
-pub(crate) use adopt::adoption;
+pub(crate) use adopt::{adoption, no_filesystem_on};
 
 /// What is wanted of one volume.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +32,8 @@ pub enum Goal {
         spec: Box<VolumeSpec>,
         /// Who will list it.
         endpoint: EndpointName,
+        /// It is new, and a copy of this image.
+        source: Option<PathBuf>,
     },
     /// That its device is on this node.
     Attach,
@@ -83,7 +85,7 @@ pub enum Step {
     ProbeNew,
     /// Write down that it will be formatted.
     Formatting,
-    /// Make the filesystem.
+    /// Make the filesystem, or fill the storage with a copy of one.
     Format,
     /// Give the finished storage its name.
     Publish,
@@ -288,7 +290,7 @@ pub struct Facts {
 /// The next step towards `goal`.
 pub fn next(goal: &Goal, facts: &Facts) -> Step {
     match goal {
-        Goal::Create { asked, endpoint, .. } => create(asked, endpoint, facts),
+        Goal::Create { asked, endpoint, source, .. } => create(asked, endpoint, source.is_some(), facts),
         Goal::Attach => attach::attach(facts),
         Goal::Stage => stage(facts),
         Goal::Unstage => unstage(facts),
@@ -309,7 +311,7 @@ fn cancelled() -> Error {
     Error::unavailable("the daemon is stopping", "ask again when it runs")
 }
 
-fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
+fn create(asked: &PartialSpec, endpoint: &EndpointName, new: bool, f: &Facts) -> Step {
     if f.published {
         // It is there, whatever becomes of the rest; what could not be given up is owed.
         let give_up = must_give_up(f) && f.failure.is_none();
@@ -332,6 +334,11 @@ fn create(asked: &PartialSpec, endpoint: &EndpointName, f: &Facts) -> Step {
         Some(info) if !f.recorded => match info.state {
             // Another node has finished it while we waited for it.
             VolumeState::Ready if must_give_up(f) => Step::GiveUp,
+            VolumeState::Ready if new => Step::Refuse(Error::new(
+                Kind::ExistsIncompatible,
+                "there is a volume of that name",
+                "choose another name; or remove it first ('dunnage volume rm'), if nobody needs it",
+            )),
             VolumeState::Ready => existing(asked, endpoint, info),
             // Half made or half removed by a run that crashed: nobody makes it now, for we have its lane, and of those that others
             // could make, its record.

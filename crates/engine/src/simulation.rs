@@ -286,7 +286,7 @@ impl World {
             0..12 => {
                 self.tell(v, "create");
                 let (asked, spec, endpoint) = (PartialSpec::default(), spec().clone(), endpoint().clone());
-                self.submit(v, Goal::Create { asked: asked.into(), spec: spec.into(), endpoint }, None);
+                self.submit(v, Goal::Create { asked: asked.into(), spec: spec.into(), endpoint, source: None }, None);
             }
             12..16 if !held && lane.entry.holders.is_empty() => {
                 self.tell(v, "remove");

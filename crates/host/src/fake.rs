@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use crate::helpers::{InProcess, Registry};
 use crate::{
-    Checked, Detached, DeviceNumber, FileId, Filesystems, FormatRequest, GrowRequest, Growth, Host, LoopDevice, LoopRequest, Loops,
-    MountEntry, MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted, signature,
+    Checked, Detached, DeviceNumber, FileId, Filesystems, FillRequest, FormatRequest, GrowRequest, Growth, Host, LoopDevice, LoopRequest,
+    Loops, MountEntry, MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted, signature,
 };
 
 /// The loop major of the kernel.
@@ -353,6 +353,18 @@ impl Filesystems for FakeHost {
     async fn format(&self, request: &FormatRequest) -> Result<()> {
         let late = self.enter("format", request.path.display()).await?;
         signature::write(&request.path, request.fs, request.uuid).map_err(|e| Error::os(request.path.display(), &e))?;
+        after(late, ())
+    }
+
+    async fn look_at_image(&self, path: &Path) -> Result<(Bytes, Probe)> {
+        let late = self.enter("look-at-image", path.display()).await?;
+        let length = std::fs::metadata(path).map_err(|e| Error::os(path.display(), &e))?.len();
+        after(late, (Bytes(length), self.probe_now(path)?))
+    }
+
+    async fn fill(&self, request: &FillRequest) -> Result<()> {
+        let late = self.enter("fill", request.to.display()).await?;
+        signature::write(&request.to, request.fs, request.uuid).map_err(|e| Error::os(request.to.display(), &e))?;
         after(late, ())
     }
 

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dunnage_model::Result;
+use dunnage_model::{Bytes, Result};
 
 pub use types::*;
 
@@ -81,6 +81,13 @@ pub trait Filesystems: Send + Sync {
 
     /// Makes a filesystem. The caller has proven that there is none; this looks once more right before.
     async fn format(&self, request: &FormatRequest) -> Result<()>;
+
+    /// How long an image is that is to be copied, a file or a device, and what is on it.
+    async fn look_at_image(&self, path: &Path) -> Result<(Bytes, Probe)>;
+
+    /// Fills a blank file with a copy of an image, whose UUID becomes the one that was recorded. The caller has proven that it is blank;
+    /// this looks once more right before.
+    async fn fill(&self, request: &FillRequest) -> Result<()>;
 
     /// Gives a copy a UUID of its own: before it is first shown to anybody. Refused while anything has the file open.
     async fn renew(&self, path: &Path, fs: dunnage_model::FsKind, uuid: uuid::Uuid) -> Result<()>;

@@ -1,6 +1,7 @@
 //! The real kernel (5.14 or newer: LOOP_CONFIGURE, mount_setattr, openat2) and the real tools.
 
 pub mod floor;
+mod image;
 mod loops;
 mod mounts;
 mod prepare;
@@ -15,12 +16,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use dunnage_model::{FsKind, Result};
+use dunnage_model::{Bytes, FsKind, Result};
 
 use crate::helpers::{Registry, Runner, run};
 use crate::{
-    Checked, Detached, DeviceNumber, Filesystems, FormatRequest, GrowRequest, Growth, Host, LoopDevice, LoopRequest, Loops, MountEntry,
-    MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
+    Checked, Detached, DeviceNumber, Filesystems, FillRequest, FormatRequest, GrowRequest, Growth, Host, LoopDevice, LoopRequest, Loops,
+    MountEntry, MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
 };
 
 pub use mounts::{folder_number, space_at};
@@ -41,6 +42,8 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<users::Users>()
         .with::<loops::Attach>()
         .with::<loops::Detach>()
+        .with::<image::LookAt>()
+        .with::<image::Copy>()
         .with::<loops::Find>()
         .with::<loops::Lengthen>()
         .with::<loops::List>()
@@ -121,6 +124,12 @@ impl Filesystems for Linux {
     }
     async fn format(&self, request: &FormatRequest) -> Result<()> {
         self.tools.format(&*self.runner, request).await
+    }
+    async fn look_at_image(&self, path: &Path) -> Result<(Bytes, Probe)> {
+        run(&*self.runner, &image::LookAt { path: path.to_owned() }).await
+    }
+    async fn fill(&self, request: &FillRequest) -> Result<()> {
+        self.tools.fill(&*self.runner, request).await
     }
     async fn renew(&self, path: &Path, fs: FsKind, uuid: uuid::Uuid) -> Result<()> {
         self.tools.renew(&*self.runner, path, fs, uuid).await

@@ -289,6 +289,19 @@ impl FormatRequest {
     }
 }
 
+/// An image that a new filesystem is to be a copy of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillRequest {
+    /// The image: a file or a device.
+    pub from: PathBuf,
+    /// The blank file.
+    pub to: PathBuf,
+    /// The filesystem that must be on it.
+    pub fs: FsKind,
+    /// The UUID that the copy gets.
+    pub uuid: Uuid,
+}
+
 /// When a filesystem can become larger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Growth {

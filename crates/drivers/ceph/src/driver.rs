@@ -24,10 +24,10 @@ use crate::kernel::Mapped;
 use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
     AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LengthenImage, ListImages,
-    ListNames, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, SwapRecord, WatchersById,
+    ListNames, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord, WatchersById,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
-use crate::{Access, ClientAddress};
+use crate::{Access, ClientAddress, features};
 
 pub use adopt::LookInto;
 
@@ -253,6 +253,17 @@ impl Ceph {
         run(&*self.cluster, &Blocklist { access: self.settings.access.clone(), clients, duration }).await
     }
 
+    /// What an old owner has sent to another pool the barrier does not wait for.
+    async fn refuse_data_pool(&self, name: &VolumeName, pool: &str, image: &str) -> Result<()> {
+        let found = self.ask(name, StatImage { place: self.place(pool), name: image.to_owned() }).await?;
+        if found.is_none_or(|info| info.features & features::DATA_POOL == 0) {
+            return Ok(());
+        }
+        let detail = format!("image {image} of pool {pool} keeps its data in another pool, which a fence would not reach in time");
+        let next = "make it without a data pool ('rbd_default_data_pool' in the cluster's or the pool's configuration); or copy it into one without ('rbd cp')";
+        Err(Error::invalid("pool", detail, next).of(name))
+    }
+
     /// Removes an image, if it is there and has this id. (Of one that has none yet, its name is proof enough.)
     async fn remove_image(&self, name: &VolumeName, pool: &str, image: String, id: Option<&str>) -> Result<()> {
         match self.image(name, pool, image.clone()).await? {
@@ -458,6 +469,7 @@ impl Provision for Ceph {
         let create = CreateImage { place: self.place(&stored.pool), name: stored.unfinished(), size: stored.volume.spec.size };
         // One that is there already is this volume's own: no other has its number.
         self.ask(name, create).await?;
+        self.refuse_data_pool(name, &stored.pool, &stored.unfinished()).await?;
         // Through the process that carries it, the platform itself says that nothing was ever written: no device can.
         // (The kernel's own client says it to nobody.)
         self.start(name, &stored, Way::Process).await?;

@@ -21,6 +21,8 @@ pub mod features {
     pub const OBJECT_MAP: u64 = 1 << 3;
     /// It knows quickly what has changed since a snapshot. Needs the map.
     pub const FAST_DIFF: u64 = 1 << 4;
+    /// Its data is in another pool than itself.
+    pub const DATA_POOL: u64 = 1 << 7;
 }
 
 /// What our images have.

@@ -293,6 +293,7 @@ fn create(asked: &Asked<'_>, format: &Format, dry_run: bool, args: CreateArgs) -
             driver: chosen.driver.clone(),
             endpoint: chosen.endpoint.clone(),
             options: options.clone(),
+            image: None,
         };
         let created: Created = order(asked.daemon, "POST", "/v1/volumes", &body)?;
         if created.action == CreateAction::AlreadyThere {

@@ -150,9 +150,14 @@ fn no_stranger(volume: Option<&VolumeInfo>) -> Error {
 }
 
 fn not_a_filesystem(stranger: &Stranger) -> Error {
-    let signature = describe(&stranger.found);
-    let detail = format!("{} has {signature} on it, and no filesystem that can be mounted", stranger.place);
     let next = format!("nothing was changed; 'dunnage volume adopt --overwrite {}' destroys it and makes an empty volume", stranger.name);
+    no_filesystem_on(&stranger.place, &stranger.found, next)
+}
+
+/// The error for something that is wanted with its data, and has no filesystem of a kind that we know.
+pub(crate) fn no_filesystem_on(place: &str, found: &Probe, next: impl Into<String>) -> Error {
+    let signature = describe(found);
+    let detail = format!("{place} has {signature} on it, and no filesystem that can be mounted");
     Error::new(Kind::NotBlank { signature }, detail, next)
 }
 

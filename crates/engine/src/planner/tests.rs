@@ -39,7 +39,7 @@ fn volume(state: VolumeState) -> VolumeInfo {
 }
 
 fn create_goal() -> Goal {
-    Goal::Create { asked: Box::default(), spec: spec().into(), endpoint: endpoint("dunnage") }
+    Goal::Create { asked: Box::default(), spec: spec().into(), endpoint: endpoint("dunnage"), source: None }
 }
 
 fn known(uuid: Uuid) -> Probe {

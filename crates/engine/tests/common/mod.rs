@@ -480,6 +480,7 @@ pub fn request(name: &str) -> CreateRequest {
         asked,
         defaults: PartialSpec::default(),
         hints: dunnage_model::HintPolicy::Refuse,
+        source: None,
     }
 }
 

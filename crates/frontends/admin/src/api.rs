@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use dunnage_engine::{AdoptRequest, AttachedTo, Call, CreateRequest, Engine};
 use dunnage_frontend_unix::{Connection, read_json, status};
 use dunnage_model::{
-    AdoptAction, Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey, PartialSpec, Result, VolumeId,
+    AdoptAction, Caller, CallerKind, DriverName, EndpointName, Error, HintPolicy, Holder, HolderKey, Kind, PartialSpec, Result, VolumeId,
     VolumeName, parse_options,
 };
 use serde::{Deserialize, Serialize};
@@ -217,16 +217,25 @@ async fn inspect(State(admin): Shared, Path(name): Path<String>, Query(which): Q
     reply(work.await)
 }
 
-async fn create(State(admin): Shared, headers: HeaderMap, request: Request<Body>) -> Response {
+async fn create(
+    State(admin): Shared,
+    ConnectInfo(connection): ConnectInfo<Connection>,
+    headers: HeaderMap,
+    request: Request<Body>,
+) -> Response {
     let work = async {
         let body: CreateBody = read_json(request).await?;
+        if body.image.is_some() && connection.caller_uid()? != 0 {
+            // The daemon would read for a member of the admin group what only root may.
+            return Err(Error::new(Kind::Permission, "only root may import an image: it is read as root", "use sudo"));
+        }
         let call = admin.call(&headers, "create", &body.name);
         let choice = admin.choose(body.driver.as_deref(), body.endpoint.as_deref())?;
         let volume = VolumeId { driver: choice.driver, name: body.name.parse()? };
         let options = body.options.iter().map(|(k, v)| (k.as_str(), v.as_str()));
         let parsed = parse_options(options, choice.hints, volume.driver.as_str()).map_err(|e| e.of(&volume.name))?;
-        let request =
-            CreateRequest { volume, endpoint: choice.endpoint, asked: parsed.spec, defaults: choice.defaults, hints: choice.hints };
+        let Choice { endpoint, hints, defaults, .. } = choice;
+        let request = CreateRequest { volume, endpoint, asked: parsed.spec, defaults, hints, source: body.image };
         let name = request.volume.name.clone();
         let (action, volume) = admin.engine.create(&call, request).await?;
         let volume = volume
@@ -298,8 +307,8 @@ async fn adopt(State(admin): Shared, headers: HeaderMap, Path(name): Path<String
         if action == AdoptAction::Discarded {
             // An empty one in its place, of its size.
             let asked = PartialSpec { size: size.map(|stranger| stranger.size), ..PartialSpec::default() };
-            let request =
-                CreateRequest { volume: volume.clone(), endpoint: choice.endpoint, asked, defaults: choice.defaults, hints: choice.hints };
+            let Choice { endpoint, hints, defaults, .. } = choice;
+            let request = CreateRequest { volume: volume.clone(), endpoint, asked, defaults, hints, source: None };
             admin.engine.create(&call, request).await?;
             action = AdoptAction::Discarded;
         }

@@ -1,6 +1,7 @@
 //! The words of the admin socket.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use dunnage_engine::{DriverView, Evicted, Inspection, NodeView, VolumeView};
 use dunnage_model::{
@@ -55,6 +56,9 @@ pub struct CreateBody {
     /// Options, as everywhere.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// It is to be a copy of this raw image, a file or a device of the daemon's node. For root alone.
+    #[serde(default)]
+    pub image: Option<PathBuf>,
 }
 
 /// What was made.

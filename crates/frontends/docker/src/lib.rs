@@ -245,7 +245,7 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
             tracing::warn!(operation = %call.operation, volume = %volume, "{warning}");
         }
         let (endpoint, defaults) = (frontend.endpoint.name.clone(), frontend.endpoint.defaults.clone());
-        let request = CreateRequest { volume, endpoint, asked: parsed.spec, defaults, hints: frontend.endpoint.hints };
+        let request = CreateRequest { volume, endpoint, asked: parsed.spec, defaults, hints: frontend.endpoint.hints, source: None };
         frontend.engine.create(&call, request).await.map(|_| Answer::Created(warnings))
     };
     answer(work.await)

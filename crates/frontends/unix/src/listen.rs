@@ -219,6 +219,12 @@ impl Connected<IncomingStream<'_, Tracking>> for Connection {
 }
 
 impl Connection {
+    /// As whom the caller runs, as the kernel noted when it connected.
+    pub fn caller_uid(&self) -> Result<u32> {
+        let peer = rustix::net::sockopt::socket_peercred(&*self.socket).map_err(|e| Error::os("cannot see who calls", &e.into()))?;
+        Ok(peer.uid.as_raw())
+    }
+
     /// Does something when the answer that is about to be given has been read by its caller; drops it undone if the
     /// caller goes without reading it.
     pub fn when_read(&self, confirm: impl FnOnce() + Send + 'static) {

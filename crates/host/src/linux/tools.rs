@@ -21,7 +21,7 @@ use super::mounts::{make_inside, mount_nowhere};
 use super::sys::{failed, refused};
 use crate::crash;
 use crate::helpers::{Runner, Task, run};
-use crate::{Checked, FormatRequest, GrowRequest, Growth, Probe, signature};
+use crate::{Checked, FillRequest, FormatRequest, GrowRequest, Growth, Probe, signature};
 
 const FOLDERS: [&str; 6] = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
 
@@ -188,6 +188,21 @@ impl Tools {
             other => Err(Error::unavailable(
                 format!("{} was to get the UUID {uuid}, and has {other:?}", path.display()),
                 "it was not adopted; look at what the tool says by hand",
+            )),
+        }
+    }
+}
+
+impl Tools {
+    /// Makes a copy of an image in a blank file, and it its own: nobody can tell it from the original but by its UUID.
+    pub(super) async fn fill(&self, runner: &dyn Runner, request: &FillRequest) -> Result<()> {
+        let FillRequest { from, to, fs, uuid } = request;
+        run(runner, &super::image::Copy { from: from.clone(), to: to.clone() }).await?;
+        match run(runner, &ProbeTask { path: to.clone() }).await? {
+            Probe::Known(known) if known.fs == *fs => self.renew(runner, to, *fs, *uuid).await,
+            other => Err(Error::unavailable(
+                format!("{} was a {fs} when it was looked at, and its copy has {} on it", from.display(), describe(&other)),
+                "see to it that nobody writes to it, and try again",
             )),
         }
     }
@@ -573,6 +588,7 @@ pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
             Some(known) => return Ok(Probe::Known(known)),
             None => foreign(file),
         },
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => "too little for any filesystem".to_owned(),
         Err(e) => format!("nobody knows: it cannot be read ({e})"),
     };
     Ok(Probe::Unknown { signature })

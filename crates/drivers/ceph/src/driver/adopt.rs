@@ -142,6 +142,7 @@ impl Adopt for Ceph {
     async fn claim(&self, adoption: &Adoption, me: &Owner) -> Result<()> {
         let name = &adoption.name;
         let located = self.locate(name).await?.ok_or_else(|| gone(name))?;
+        self.refuse_data_pool(name, &located.pool, &located.image).await?;
         let (size, _) = self.look_into(name, &located).await?.ok_or_else(|| gone(name))?;
         let whole = PartialSpec { fs: adoption.fs.as_ref().map(|known| known.fs), ..PartialSpec::default() }.complete()?;
         // Its size is what it has, whatever a new one would have to have.

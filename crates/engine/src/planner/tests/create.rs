@@ -94,14 +94,14 @@ fn a_damaged_volume_is_neither_removed_nor_made_anew() {
 #[test]
 fn a_compatible_volume_that_exists_is_already_there() {
     let asked = PartialSpec { size: Some(Bytes::gib(1)), ..PartialSpec::default() };
-    let goal = Goal::Create { asked: asked.into(), spec: spec().into(), endpoint: endpoint("dunnage") };
+    let goal = Goal::Create { asked: asked.into(), spec: spec().into(), endpoint: endpoint("dunnage"), source: None };
     assert_eq!(World::ready().run(&goal), Step::Done(Outcome::Created(CreateAction::AlreadyThere)));
 }
 
 #[test]
 fn another_size_than_the_existing_one_s_is_incompatible_and_says_both() {
     let asked = PartialSpec { size: Some(Bytes::gib(2)), ..PartialSpec::default() };
-    let goal = Goal::Create { asked: asked.into(), spec: spec().into(), endpoint: endpoint("dunnage") };
+    let goal = Goal::Create { asked: asked.into(), spec: spec().into(), endpoint: endpoint("dunnage"), source: None };
     let last = World::ready().run(&goal);
     assert_eq!(refused(&last).word(), "exists_incompatible");
     assert!(refused(&last).detail.contains("size (asked 2GiB, is 1GiB)"), "{}", refused(&last));
@@ -109,7 +109,7 @@ fn another_size_than_the_existing_one_s_is_incompatible_and_says_both() {
 
 #[test]
 fn a_volume_of_another_endpoint_is_incompatible_and_names_that_endpoint() {
-    let goal = Goal::Create { asked: Box::default(), spec: spec().into(), endpoint: endpoint("rexray") };
+    let goal = Goal::Create { asked: Box::default(), spec: spec().into(), endpoint: endpoint("rexray"), source: None };
     let last = World::ready().run(&goal);
     assert_eq!(refused(&last).word(), "exists_incompatible");
     assert!(refused(&last).detail.contains("endpoint dunnage"), "{}", refused(&last));
