@@ -57,7 +57,7 @@ pub struct CreateBody {
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// It is to be a copy of this raw image, a file or a device of the daemon's node. For root alone.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<PathBuf>,
 }
 
