@@ -15,7 +15,9 @@ use crate::planner::Goal;
 
 /// How long a node that lives is waited for. Schedulers start the new task before the old node has let go.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// How often it is looked at meanwhile.
+/// How soon it is looked at again, for it may be letting go at this very moment;
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+/// and how seldom later: each time takes twice as long as the one before.
 const LOOK: Duration = Duration::from_secs(1);
 /// A volume that was taken is not taken again by `always` for so long: two that want it would never end.
 const RESTLESS: Duration = Duration::from_secs(60);
@@ -187,14 +189,15 @@ impl Owning<'_> {
 
     /// Makes the volume this node's.
     pub async fn own(&self) -> Result<()> {
-        let (mut claim, until) = (self.claim().await?, self.engine.uptime() + PATIENCE);
+        let (mut claim, until, mut pause) = (self.claim().await?, self.engine.uptime() + PATIENCE, FIRST_LOOK);
         self.be_seen(claim.impatient, until).await?;
         loop {
             match ownership::next(&claim) {
                 Move::Done => return Ok(()),
                 Move::Refuse(error) => return Err(error),
                 Move::Wait => {
-                    self.wait().await?;
+                    self.wait(pause).await?;
+                    pause = (2 * pause).min(LOOK);
                     claim.forget();
                     claim.impatient |= self.engine.uptime() >= until;
                 }
@@ -220,7 +223,7 @@ impl Owning<'_> {
         let (engine, driver) = (self.engine, &self.volume.driver);
         while engine.seen(driver, |seen| seen.lease_since(engine.uptime(), self.share.silence())).is_none() {
             match engine.give_sign(driver).await {
-                Err(e) if matches!(e.kind, Kind::InUse { .. }) && !impatient && engine.uptime() < until => self.wait().await?,
+                Err(e) if matches!(e.kind, Kind::InUse { .. }) && !impatient && engine.uptime() < until => self.wait(LOOK).await?,
                 outcome => return outcome,
             }
         }
@@ -228,14 +231,14 @@ impl Owning<'_> {
     }
 
     /// Waits for a moment, if somebody still wants that.
-    async fn wait(&self) -> Result<()> {
+    async fn wait(&self, pause: Duration) -> Result<()> {
         if self.job.is_cancelled() {
             return Err(Error::unavailable("the daemon is stopping", "ask again when it runs"));
         }
         if !matches!(self.job.goal, Goal::Create { .. }) && lock(&self.lane.state).entry.holders.is_empty() {
             return Err(Error::unavailable("whoever asked for it has gone while another node had it", "ask again"));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
         Ok(())
     }
 
