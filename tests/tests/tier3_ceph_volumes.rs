@@ -59,8 +59,17 @@ impl Alone {
         };
         let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
         let (name, pools, folder) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()], ceph.folder.join("devices"));
-        let settings =
-            Settings { name, access: ceph.access(), pools, repl: None, silence: dunnage_driver::SILENCE, way: Way::Auto, me, folder };
+        let settings = Settings {
+            name,
+            access: ceph.access(),
+            pools,
+            repl: None,
+            make_pools: false,
+            silence: dunnage_driver::SILENCE,
+            way: Way::Auto,
+            me,
+            folder,
+        };
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         Alone { host, work: helpers("work"), signs: helpers("signs"), settings }
     }
@@ -547,6 +556,42 @@ fn law_6_without_storage_daemons_nobody_is_fenced_by_silence_and_writers_wait_no
     eventually("b lets go of it", 2 * BOUND, || b.carriers().is_empty() && b.holders("pg").is_empty());
     assert_eq!(read(&a.mount("pg", "c2")), "whole");
     a.unmount("pg", "c2");
+    a.finish();
+    b.finish();
+}
+
+#[test]
+fn a_pool_is_made_for_a_number_of_copies_that_none_keeps_where_that_is_wanted_and_allowed() {
+    let Some(ceph) = Ceph::with_devices(3) else { return };
+    let mut a = ceph.node_with("a", ", make_pools: true", "");
+    let ask = |name: &str| json!({ "Name": name, "Opts": { "repl": "2" } });
+    // A key that may use pools may not make them.
+    let said = a.plugin_err("VolumeDriver.Create", &ask("pg"));
+    assert!(said.starts_with("permission"), "{said}");
+    assert_eq!(left_in(&ceph), [""; 0]);
+    let commands = ["create", "set", "application enable", "application get"].map(|word| format!("allow command \"osd pool {word}\""));
+    let monitor = format!("profile rbd, {}", commands.join(", "));
+    ceph.ceph(&["auth", "caps", "client.dunnage", "mon", &monitor, "osd", "profile rbd"]).ok();
+    a.kill();
+    a.start();
+    a.plugin_ok("VolumeDriver.Create", &ask("pg"));
+    let get = |variable: &str| ceph.ceph(&["osd", "pool", "get", "rbd-repl2", variable]).ok();
+    assert_eq!((get("size"), get("min_size")), ("size: 2".to_owned(), "min_size: 2".to_owned()));
+    assert_eq!(ceph.command("rbd", &["ls", "rbd-repl2"]).ok(), "pg");
+    let path = a.mount("pg", "c1");
+    write(&path, "two-copies");
+    // What an operator has set since stays.
+    ceph.ceph(&["osd", "pool", "set", "rbd-repl2", "min_size", "1"]).ok();
+    a.plugin_ok("VolumeDriver.Create", &ask("pg2"));
+    assert_eq!(get("min_size"), "min_size: 1");
+    let said = a.plugin_err("VolumeDriver.Create", &json!({ "Name": "pg3", "Opts": { "repl": "1" } }));
+    assert!(said.contains("invalid_argument{repl}"), "{said}");
+    a.unmount("pg", "c1");
+    // A node that does not make pools, and knows of none but its own, has the volume all the same.
+    let mut b = ceph.node("b", "");
+    assert_eq!(read(&b.mount("pg", "c2")), "two-copies");
+    b.unmount("pg", "c2");
+    ["pg", "pg2"].iter().for_each(|volume| remove(&b, volume));
     a.finish();
     b.finish();
 }

@@ -306,6 +306,8 @@ pub struct CephConfig {
     pub pools: Vec<String>,
     /// How many copies a new volume asks for where its caller does not say.
     pub repl: Option<u32>,
+    /// A pool is made for a number of copies that none keeps.
+    pub make_pools: bool,
     /// How long the cluster may take for one answer.
     pub timeout: Duration,
     /// How long no sign of life of another node may be seen before it is silent.
@@ -323,6 +325,7 @@ impl Default for CephConfig {
             pool: "rbd".to_owned(),
             pools: Vec::new(),
             repl: None,
+            make_pools: false,
             timeout: Duration::from_secs(10),
             silence: dunnage_driver::SILENCE,
             attach: Way::default(),

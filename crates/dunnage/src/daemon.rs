@@ -373,12 +373,13 @@ async fn open_drivers(
 }
 
 fn ceph_driver(places: &Places, name: &DriverName, ceph: &CephConfig, host: &Host, me: &Owner, pools: &Pools) -> Result<Ceph> {
-    let CephConfig { conf, user, keyring, pool, pools: more, repl, timeout, silence, attach: way } = ceph.clone();
+    let CephConfig { conf, user, keyring, pool, pools: more, repl, make_pools, timeout, silence, attach: way } = ceph.clone();
     let settings = dunnage_driver_ceph::Settings {
         name: name.clone(),
         access: Access { conf, user, keyring, timeout },
         pools: std::iter::once(pool).chain(more).collect(),
         repl,
+        make_pools,
         silence,
         way,
         me: me.clone(),

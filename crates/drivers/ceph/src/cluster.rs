@@ -184,6 +184,29 @@ impl Cluster {
         Ok(pools)
     }
 
+    /// Makes a pool for images that keeps so many copies, or finishes what another began to make; what is finished is left as it is.
+    ///
+    /// Nothing is acknowledged before two copies have it, nor before most have: what a writer was told to be there outlives any one disk.
+    ///
+    /// # Errors
+    /// `permission` when the key may not.
+    pub fn make_pool(&self, name: &str, copies: u32) -> Result<()> {
+        let about = self.monitor(&json!({ "prefix": "osd pool application get", "pool": name, "format": "json" }));
+        match about {
+            // It is marked last.
+            Ok(said) if serde_json::from_slice::<Value>(&said).is_ok_and(|apps| apps.get("rbd").is_some()) => return Ok(()),
+            Err(e) if e.kind != Kind::NotFound => return Err(e),
+            _ => {}
+        }
+        let set = |variable: &str, value: u32| {
+            self.monitor(&json!({ "prefix": "osd pool set", "pool": name, "var": variable, "val": value.to_string() })).map(|_| ())
+        };
+        self.monitor(&json!({ "prefix": "osd pool create", "pool": name, "pool_type": "replicated" }))?;
+        set("size", copies)?;
+        set("min_size", least_copies(copies))?;
+        self.monitor(&json!({ "prefix": "osd pool application enable", "pool": name, "app": "rbd" })).map(|_| ())
+    }
+
     /// A pool to work in.
     ///
     /// # Errors
@@ -296,6 +319,11 @@ pub fn unreadable(command: &str, error: &serde_json::Error) -> Error {
     Error::internal(format!("cannot read the monitors' answer to '{command}': {error}"))
 }
 
+/// How many copies there must be of what is acknowledged.
+fn least_copies(of: u32) -> u32 {
+    (of / 2 + 1).max(2).min(of)
+}
+
 /// For Ceph, 0 means for ever.
 fn whole_seconds(duration: Duration) -> u64 {
     (duration.as_secs() + u64::from(duration.subsec_nanos() > 0)).max(1)
@@ -319,6 +347,11 @@ fn not_connected(access: &Access, code: c_int) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_acknowledged_is_on_two_disks_and_on_most() {
+        assert_eq!([1, 2, 3, 4, 5].map(least_copies), [1, 2, 2, 3, 3]);
+    }
 
     #[test]
     fn no_timeout_is_so_short_that_ceph_takes_it_for_none() {

@@ -24,7 +24,8 @@ use crate::kernel::Mapped;
 use crate::node::{self, GiveSign, ReadSign};
 use crate::tasks::{
     AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LengthenImage, ListImages,
-    ListNames, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord, WatchersById,
+    ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
+    WatchersById,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
 use crate::{Access, ClientAddress, features};
@@ -34,6 +35,9 @@ pub use adopt::LookInto;
 /// A fence that ended by itself would be none: a client that was frozen meanwhile writes again (measured). The cluster keeps no
 /// entry for ever; this is five years.
 const FOR_GOOD: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+
+/// No pool is made for more.
+const MOST_COPIES: u32 = 10;
 
 /// What a [`Ceph`] needs to know.
 #[derive(Debug, Clone)]
@@ -46,6 +50,8 @@ pub struct Settings {
     pub pools: Vec<String>,
     /// How many copies a volume has that asks for no number.
     pub repl: Option<u32>,
+    /// A pool is made for a number of copies that none keeps.
+    pub make_pools: bool,
     /// How long no sign of life of another node may be seen before it is silent.
     pub silence: Duration,
     /// By what images are attached.
@@ -167,9 +173,19 @@ impl Ceph {
             kept.push(format!("{pool} keeps {copies}"));
         }
         let asked = new.spec.repl.unwrap_or_default();
+        // One copy is no wish that somebody should be able to have by a slip.
+        if self.settings.make_pools && (2..=MOST_COPIES).contains(&asked) {
+            let pool = format!("{}-repl{asked}", self.home().pool);
+            self.ask(&new.name, MakePool { place: self.place(&pool), copies: asked }).await?;
+            let copies = self.ask(&new.name, CopiesOf { place: self.place(&pool) }).await?;
+            if copies == asked {
+                return Ok(pool);
+            }
+            kept.push(format!("{pool} keeps {copies}"));
+        }
         let detail = format!("no pool of driver {} keeps {asked} copies: {}", self.settings.name, kept.join(", "));
         let next = format!(
-            "ask for what a pool keeps, or make one ('ceph osd pool create', 'ceph osd pool set NAME size {asked}') and add it to the driver's 'pools'"
+            "ask for what a pool keeps, or make one ('ceph osd pool create', 'ceph osd pool set NAME size {asked}') and add it to the driver's 'pools'; or set the driver's 'make_pools'"
         );
         Err(Error::invalid("repl", detail, next).of(&new.name))
     }

@@ -37,6 +37,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<crate::volumes::ReadAll>()
         .with::<crate::driver::LookInto>()
         .with::<CopiesOf>()
+        .with::<MakePool>()
         .with::<SpaceOf>()
         .with::<crate::carrier::Look>()
         .with::<crate::carrier::Start>()
@@ -334,6 +335,24 @@ impl Task for Blocklist {
 
     fn run(self) -> Result<()> {
         with_kept(&self.access, |kept| kept.cluster.blocklist(&self.clients, self.duration))
+    }
+}
+
+/// [`Cluster::make_pool`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MakePool {
+    /// The cluster, and the pool's name.
+    pub place: Place,
+    /// How many copies it keeps.
+    pub copies: u32,
+}
+
+impl Task for MakePool {
+    const NAME: &'static str = "ceph.make-pool";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        with_kept(&self.place.access, |kept| kept.cluster.make_pool(&self.place.pool, self.copies))
     }
 }
 

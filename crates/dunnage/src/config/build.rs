@@ -323,6 +323,9 @@ impl Builder<'_> {
             ceph.pools.extend(field.text(self.flaws).map(str::to_owned).filter(|pool| *pool != ceph.pool));
         }
         ceph.repl = self.copies(&mut section);
+        if let Some(given) = section.get("make_pools").and_then(|field| field.truth(self.flaws)) {
+            ceph.make_pools = given;
+        }
         // A node is looked at once a second, and gives five signs in the time.
         if let Some(given) = section.get("silence").and_then(|field| field.duration(Duration::from_secs(5), self.flaws)) {
             ceph.silence = given;
