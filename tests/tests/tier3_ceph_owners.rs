@@ -50,6 +50,7 @@ impl Node {
             access: ceph.access(),
             pools,
             repl: None,
+            make_pools: false,
             silence: dunnage_driver::SILENCE,
             way: Way::Auto,
             me: me.clone(),

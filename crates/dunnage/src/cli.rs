@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use dunnage_model::{Error, NodeId, Result};
 
 use crate::config::{self, Config, Places};
-use crate::{client, control, daemon, demo, install};
+use crate::{client, control, daemon, demo, install, mesos};
 
 /// Persistent volumes for every container scheduler, outside the container and outside the node.
 #[derive(Parser)]
@@ -101,6 +101,9 @@ pub enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// For operators of Mesos, Marathon and DC/OS
+    #[command(subcommand)]
+    Mesos(MesosCommand),
     /// Install this binary, its units, completions and manual pages
     Install(InstallArgs),
     /// Remove what install made; volumes and their data stay
@@ -380,6 +383,23 @@ pub enum ConfigCommand {
     Check,
 }
 
+#[derive(Subcommand)]
+pub enum MesosCommand {
+    /// Say what a Marathon app, a TaskInfo or an svc.yml would ask for, and what would be refused (exit 0: nothing)
+    Check {
+        /// The file; - is standard input
+        file: PathBuf,
+        /// A variable of a template, for {{NAME}}
+        #[arg(long, value_name = "NAME=VALUE")]
+        set: Vec<String>,
+        /// Exit 2 on a notice, too
+        #[arg(long)]
+        strict: bool,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+}
+
 #[derive(Args, Clone)]
 pub struct InstallArgs {
     /// Install beneath this directory, as for a package
@@ -442,6 +462,7 @@ pub fn run() -> Result<ExitCode> {
         Command::Driver(DriverCommand::Ls { quiet, output }) => client::drivers(&places, quiet, output)?,
         Command::Holder(command) => client::holder(&places, command)?,
         Command::Node(command) => return client::node(&places, command),
+        Command::Mesos(MesosCommand::Check { file, set, strict, output }) => return mesos::check(&places, &file, &set, strict, output),
         Command::Config(ConfigCommand::Show) => print!("{}", Config::load(&places)?.to_yaml()),
         Command::Config(ConfigCommand::Check) => print!("{}", config::check_report(&Config::load(&places)?)),
         Command::Install(args) => install::install(&args)?,

@@ -345,20 +345,10 @@ async fn open_drivers(
                 }
             }
         }
-        // Nothing is asked of the cluster yet: one that does not answer delays nobody.
-        DriverConfig::Ceph(ceph) => match ceph_driver(places, name, ceph, host, me, pools) {
-            Ok(driver) => Ok(Arc::new(driver) as Arc<dyn Driver>),
-            Err(e) => Err((name.clone(), e)),
-        },
-        DriverConfig::Cephfs(cephfs) => {
-            let CephfsConfig { conf, user, keyring, fs, path, repl, timeout } = cephfs.clone();
-            let folder = places.run_dir.join("devices").join(name.as_str());
-            let fs = Filesystem { conf, user, keyring, name: fs, path, timeout, folder };
-            Ok(Arc::new(CephFs::new(name.clone(), fs, repl, me.clone(), host.clone())) as Arc<dyn Driver>)
-        }
-        DriverConfig::Unavailable { kind } => {
-            let detail = format!("driver {name} is of type {kind}, which this version does not have");
-            Err((name.clone(), Error::unavailable(detail, "use another driver, or a version that has it")))
+        // Nothing is asked of a cluster yet: one that does not answer delays nobody.
+        other => {
+            let large = || pools.begin_large().map(|pool| pool as Arc<dyn Runner>);
+            closed_driver(places, name, other, host, me, &large).map_err(|e| (name.clone(), e))
         }
     });
     let mut drivers = Vec::new();
@@ -372,20 +362,34 @@ async fn open_drivers(
     (drivers, unavailable)
 }
 
-fn ceph_driver(places: &Places, name: &DriverName, ceph: &CephConfig, host: &Host, me: &Owner, pools: &Pools) -> Result<Ceph> {
-    let CephConfig { conf, user, keyring, pool, pools: more, repl, make_pools, timeout, silence, attach: way } = ceph.clone();
-    let settings = dunnage_driver_ceph::Settings {
-        name: name.clone(),
-        access: Access { conf, user, keyring, timeout },
-        pools: std::iter::once(pool).chain(more).collect(),
-        repl,
-        make_pools,
-        silence,
-        way,
-        me: me.clone(),
-        folder: places.run_dir.join("devices").join(name.as_str()),
-    };
-    Ok(Ceph::new(settings, host.clone(), pools.begin_large()?, pools.begin_large()?))
+/// A driver that has asked nobody anything yet.
+pub fn closed_driver(
+    places: &Places,
+    name: &DriverName,
+    config: &DriverConfig,
+    host: &Host,
+    me: &Owner,
+    large: &dyn Fn() -> Result<Arc<dyn Runner>>,
+) -> Result<Arc<dyn Driver>> {
+    let folder = places.run_dir.join("devices").join(name.as_str());
+    Ok(match config.clone() {
+        DriverConfig::Local(local) => Arc::new(local_driver(name, &local, host)),
+        DriverConfig::Ceph(ceph) => {
+            let CephConfig { conf, user, keyring, pool, pools: more, repl, make_pools, timeout, silence, attach: way } = ceph;
+            let (access, pools) = (Access { conf, user, keyring, timeout }, std::iter::once(pool).chain(more).collect());
+            let (name, me) = (name.clone(), me.clone());
+            let settings = dunnage_driver_ceph::Settings { name, access, pools, repl, make_pools, silence, way, me, folder };
+            Arc::new(Ceph::new(settings, host.clone(), large()?, large()?))
+        }
+        DriverConfig::Cephfs(CephfsConfig { conf, user, keyring, fs, path, repl, timeout }) => {
+            let fs = Filesystem { conf, user, keyring, name: fs, path, timeout, folder };
+            Arc::new(CephFs::new(name.clone(), fs, repl, me.clone(), host.clone()))
+        }
+        DriverConfig::Unavailable { kind } => {
+            let detail = format!("driver {name} is of type {kind}, which this version does not have");
+            return Err(Error::unavailable(detail, "use another driver, or a version that has it"));
+        }
+    })
 }
 
 fn local_driver(name: &DriverName, local: &LocalConfig, host: &Host) -> Local {

@@ -13,6 +13,7 @@ mod export;
 mod install;
 mod instance;
 mod logging;
+mod mesos;
 mod output;
 mod rexray;
 

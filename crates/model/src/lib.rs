@@ -23,7 +23,7 @@ pub use holder::{Caller, CallerKind, Holder, HolderKey};
 pub use ids::{BootId, DriverName, EndpointName, NodeId, OperationId, VolumeId, VolumeName};
 pub use inline::{AskedName, parse_name};
 pub use mount_options::MountOptions;
-pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options, split_options};
+pub use options::{Hint, HintPolicy, KeyClass, KnownKey, ParsedOptions, known_keys, parse_options, parse_wish, split_options};
 pub use ownership::{Client, Owner, OwnerRecord, OwnerState, Preempt};
 pub use size::Bytes;
 pub use suggest::nearest;

@@ -162,6 +162,18 @@ pub struct ParsedOptions {
     pub unheeded: Vec<Hint>,
 }
 
+/// What is asked for, by the options in a name over those beside it.
+pub fn parse_wish<'a>(
+    inline: &'a [(String, String)],
+    beside: impl IntoIterator<Item = (&'a str, &'a str)>,
+    hints: HintPolicy,
+    driver: &str,
+) -> Result<ParsedOptions> {
+    let above = parse_options(inline.iter().map(|(key, value)| (key.as_str(), value.as_str())), hints, driver)?;
+    let below = parse_options(beside, hints, driver)?;
+    Ok(ParsedOptions { spec: above.spec.over(&below.spec), unheeded: [above.unheeded, below.unheeded].concat() })
+}
+
 /// Reads options strictly. `driver` is named where it cannot give what is asked.
 pub fn parse_options<'a>(options: impl IntoIterator<Item = (&'a str, &'a str)>, hints: HintPolicy, driver: &str) -> Result<ParsedOptions> {
     let mut parsed = ParsedOptions::default();

@@ -5,7 +5,6 @@
 
 mod wire;
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -21,8 +20,8 @@ use dunnage_driver::Reach;
 use dunnage_engine::{AdoptRequest, Call, CreateRequest, Engine, VolumeView};
 use dunnage_frontend_unix::{Connection, read_json};
 use dunnage_model::{
-    AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, ParsedOptions, PartialSpec, RemoveAction, Result,
-    VolumeId, parse_name, parse_options,
+    AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId,
+    parse_name, parse_wish,
 };
 use serde_json::json;
 
@@ -136,14 +135,6 @@ impl Frontend {
         Err(absent.unwrap_or_else(|| Error::internal("an endpoint without a driver")))
     }
 
-    /// What is asked for, by the options in the name over those beside it.
-    fn wish(&self, inline: &[(String, String)], beside: &BTreeMap<String, Option<String>>) -> Result<ParsedOptions> {
-        let parse = |options: Vec<(&str, &str)>| parse_options(options, self.endpoint.hints, self.endpoint.driver.as_str());
-        let above = parse(inline.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect())?;
-        let below = parse(beside.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap_or(""))).collect())?;
-        Ok(ParsedOptions { spec: above.spec.over(&below.spec), unheeded: [above.unheeded, below.unheeded].concat() })
-    }
-
     /// The volume, if it is this endpoint's to show. One of another endpoint is not found here, and the answer says
     /// where it is.
     async fn owned(&self, volume: &VolumeId, patience: Duration) -> Result<VolumeView> {
@@ -223,7 +214,10 @@ async fn create(frontend: Frontend, request: Request<Body>) -> Response {
                 }
             };
         }
-        let parsed = frontend.wish(&options, &body.opts.unwrap_or_default()).map_err(|e| e.of(&name))?;
+        let given = body.opts.unwrap_or_default();
+        let beside = given.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap_or("")));
+        let Endpoint { hints, driver, .. } = &frontend.endpoint;
+        let parsed = parse_wish(&options, beside, *hints, driver.as_str()).map_err(|e| e.of(&name))?;
         let shared = parsed.spec.shared.or(frontend.endpoint.defaults.shared) == Some(true);
         let driver = frontend.endpoint.shared.clone().filter(|_| shared).unwrap_or_else(|| frontend.endpoint.driver.clone());
         let mut volume = VolumeId { driver, name };
