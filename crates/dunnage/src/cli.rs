@@ -398,6 +398,22 @@ pub enum MesosCommand {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Show a volume in a container that is about to start; run by the module, in the container's namespace of mounts
+    #[command(hide = true)]
+    Bind {
+        /// The namespace in which this is not to be done
+        #[arg(long, value_name = "INODE")]
+        outside: u64,
+        /// Links on the way are followed, beneath the root
+        #[arg(long)]
+        links: bool,
+        /// Where the volume is
+        source: PathBuf,
+        /// Beneath which folder it is to be shown
+        root: PathBuf,
+        /// Where, beneath that
+        target: String,
+    },
 }
 
 #[derive(Args, Clone)]
@@ -463,6 +479,9 @@ pub fn run() -> Result<ExitCode> {
         Command::Holder(command) => client::holder(&places, command)?,
         Command::Node(command) => return client::node(&places, command),
         Command::Mesos(MesosCommand::Check { file, set, strict, output }) => return mesos::check(&places, &file, &set, strict, output),
+        Command::Mesos(MesosCommand::Bind { outside, links, source, root, target }) => {
+            dunnage_host::linux::bind(&source, &root, &target, links, outside)?;
+        }
         Command::Config(ConfigCommand::Show) => print!("{}", Config::load(&places)?.to_yaml()),
         Command::Config(ConfigCommand::Check) => print!("{}", config::check_report(&Config::load(&places)?)),
         Command::Install(args) => install::install(&args)?,

@@ -131,7 +131,7 @@ fn run(cli: Cli) -> Result<Option<String>, Complaint> {
         _ if name.is_empty() => return Err(missing("volumename").into()),
         _ => {}
     }
-    let asked = Asked { name, options };
+    let asked = Asked { name, options, id: None, tell: |line| eprintln!("{NAME}: {line}") };
     let work = async {
         let plugin = verbs::activated(&Places::default(), &driver).await?;
         match command {

@@ -14,3 +14,6 @@ mod tls;
 mod verbs;
 
 pub use cli::{NAME, command, main, truth};
+pub use find::{Address, Places, TlsFiles};
+pub use plugin::{Complaint, Plugin};
+pub use verbs::{Asked, mount, unmount};

@@ -107,6 +107,7 @@ pub struct Said {
 }
 
 impl Plugin {
+    /// One that listens there. Nothing is asked of it yet.
     pub fn at(address: Address) -> Self {
         Plugin { address }
     }

@@ -10,15 +10,24 @@ use crate::plugin::{Complaint, Failure, Plugin, Said, Volume};
 
 type Result<T, E = Complaint> = std::result::Result<T, E>;
 
-/// A volume, and the options that were given with it.
+/// A volume, and what was said with it.
 pub struct Asked {
+    /// Its name; options may stand in it.
     pub name: String,
+    /// The options of one that is made.
     pub options: Vec<(String, String)>,
+    /// Who mounts and unmounts it, where that can be said.
+    pub id: Option<String>,
+    /// Hears what is to be known and is no error.
+    pub tell: fn(&str),
 }
 
 impl Asked {
     fn named(&self) -> Value {
-        json!({ "Name": self.name })
+        match &self.id {
+            Some(id) => json!({ "Name": self.name, "ID": id }),
+            None => json!({ "Name": self.name }),
+        }
     }
 }
 
@@ -34,20 +43,23 @@ async fn look(plugin: &Plugin, asked: &Asked) -> Result<Volume, Failure> {
     said.volume.ok_or_else(|| Failure::Refused(format!("no such volume: {}", asked.name)))
 }
 
+/// Makes a volume, or sees that it is there as asked.
 pub async fn create(plugin: &Plugin, asked: &Asked) -> Result<()> {
     let options: BTreeMap<&str, &str> = asked.options.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let said = plugin.call("Create", json!({ "Name": asked.name, "Opts": options })).await.map_err(|e| e.told("Create"))?;
     for warning in said.warnings {
-        eprintln!("dvdcli: {warning}");
+        (asked.tell)(&warning);
     }
     Ok(())
 }
 
+/// Removes a volume that is there.
 pub async fn remove(plugin: &Plugin, asked: &Asked) -> Result<()> {
     look(plugin, asked).await.map_err(|e| e.told("Get"))?;
     plugin.call("Remove", asked.named()).await.map(drop).map_err(|e| e.told("Remove"))
 }
 
+/// Mounts a volume, which is made if it is not there, and says where.
 pub async fn mount(plugin: &Plugin, asked: &Asked, explicit: bool) -> Result<String> {
     match look(plugin, asked).await {
         Ok(volume) => tell_differences(&volume, asked),
@@ -78,20 +90,23 @@ pub async fn unmount(plugin: &Plugin, asked: &Asked) -> Result<()> {
 }
 
 fn told(asked: &Asked) -> Result<()> {
-    eprintln!("dvdcli: there is no volume {:?}: nothing to unmount", asked.name);
+    (asked.tell)(&format!("there is no volume {:?}: nothing to unmount", asked.name));
     Ok(())
 }
 
+/// Where a volume is mounted, if it is.
 pub async fn path(plugin: &Plugin, asked: &Asked) -> Result<Option<String>> {
     look(plugin, asked).await.map_err(|e| e.told("Get"))?;
     let said = plugin.call("Path", asked.named()).await.map_err(|e| e.told("Path"))?;
     Ok(said.mountpoint.filter(|path| !path.is_empty()))
 }
 
+/// The name of a volume that is there.
 pub async fn get(plugin: &Plugin, asked: &Asked) -> Result<String> {
     look(plugin, asked).await.map(|volume| volume.name).map_err(|e| e.told("Get"))
 }
 
+/// The names of all volumes.
 pub async fn list(plugin: &Plugin) -> Result<Vec<String>> {
     let said = plugin.call("List", json!({})).await.map_err(|e| e.told("List"))?;
     Ok(said.volumes.unwrap_or_default().into_iter().map(|volume| volume.name).collect())
@@ -110,7 +125,7 @@ fn tell_differences(volume: &Volume, asked: &Asked) {
         if let (Some(wanted), Some(has)) = (wanted, status(key))
             && wanted != has
         {
-            eprintln!("dvdcli: volume {:?} exists with {key}={has}, and not {wanted}: it is mounted as it is", asked.name);
+            (asked.tell)(&format!("volume {:?} exists with {key}={has}, and not {wanted}: it is mounted as it is", asked.name));
         }
     }
 }

@@ -94,7 +94,7 @@ impl Machine {
 }
 
 fn asked(name: &str) -> Asked {
-    Asked { name: name.to_owned(), options: vec![("foo".to_owned(), "a=b".to_owned())] }
+    Asked { name: name.to_owned(), options: vec![("foo".to_owned(), "a=b".to_owned())], id: None, tell: |_| {} }
 }
 
 fn err(text: &str) -> (u16, String) {

@@ -1,5 +1,6 @@
 //! The real kernel (5.14 or newer: LOOP_CONFIGURE, mount_setattr, openat2) and the real tools.
 
+mod bind;
 pub mod floor;
 mod image;
 mod loops;
@@ -24,6 +25,7 @@ use crate::{
     MountEntry, MountRequest, MountedAt, Mounts, Prepared, Probe, Process, Space, Target, Tried, Unmounted,
 };
 
+pub use bind::{bind, mount_namespace};
 pub use mounts::{folder_number, space_at};
 pub use prepare::{give_back, is_ours, mounted_beneath};
 pub use sys::{carrier, file_id, free_of_others, lock_folder, open_beneath, to_background, unread_by_peer};

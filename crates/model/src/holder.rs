@@ -16,6 +16,8 @@ pub enum CallerKind {
     Docker,
     /// A Docker volume plugin client that sends Podman's one ID.
     Podman,
+    /// The isolator module of a Mesos agent, for a container.
+    Mesos,
     /// A Docker volume plugin client that sends none: dvdcli and what is like it.
     Plain,
     /// A person or a script at the command line.
@@ -31,6 +33,7 @@ impl fmt::Display for CallerKind {
         f.write_str(match self {
             CallerKind::Docker => "docker",
             CallerKind::Podman => "podman",
+            CallerKind::Mesos => "mesos",
             CallerKind::Plain => "plugin client without an ID",
             CallerKind::Cli => "command line",
             CallerKind::CliDevice => "command line, the device alone",
@@ -58,12 +61,16 @@ impl Caller {
     /// (libpod's `pseudoCtrID`). It counts its containers itself, and mounts for the first and unmounts for the last.
     pub const PODMAN_ID: &str = "2f73349cfc4630255319c6c8dfc1b46a8996ace9d14d8e07563b165915918ec2";
 
+    /// What the IDs begin with that the module of a Mesos agent sends; the container's own follows.
+    pub const MESOS: &str = "mesos-";
+
     /// The client of a Docker volume plugin that sends this ID. An empty one is none.
     pub fn of_plugin(id: Option<String>) -> Caller {
         let id = id.filter(|id| !id.is_empty());
         let kind = match id.as_deref() {
             None => CallerKind::Plain,
             Some(Caller::PODMAN_ID) => CallerKind::Podman,
+            Some(id) if id.starts_with(Caller::MESOS) => CallerKind::Mesos,
             Some(_) => CallerKind::Docker,
         };
         Caller { kind, id }
@@ -102,7 +109,7 @@ impl fmt::Display for HolderKey {
         match &self.caller.id {
             // Podman's ID would say nothing.
             Some(id) if self.caller.kind != CallerKind::Podman => {
-                let short: String = id.chars().take(12).collect();
+                let short: String = id.strip_prefix(Caller::MESOS).unwrap_or(id).chars().take(12).collect();
                 write!(f, "{} {short} (endpoint {})", self.caller.kind, self.endpoint)
             }
             _ => write!(f, "{} (endpoint {})", self.caller.kind, self.endpoint),
@@ -171,6 +178,7 @@ mod tests {
         assert_eq!(kind(Some("")), CallerKind::Plain);
         assert_eq!(kind(Some(Caller::PODMAN_ID)), CallerKind::Podman);
         assert_eq!(kind(Some(&"7f".repeat(32))), CallerKind::Docker);
+        assert_eq!(kind(Some("mesos-0a1b.2c3d")), CallerKind::Mesos);
     }
 
     #[test]

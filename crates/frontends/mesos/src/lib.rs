@@ -1,9 +1,12 @@
 //! What Mesos, Marathon and dcos-commons say of volumes: in a task's environment, and in the files that people write.
 //!
-//! Nothing here asks or changes anything: [`slots`] reads an environment, [`files`] a file, and both give what is wanted.
+//! [`slots`] reads an environment, [`files`] a file, and both give what is wanted; [`isolator`] has it mounted for a container, and
+//! let go of when that has ended.
 
 pub mod files;
+pub mod isolator;
 pub mod slots;
 
 pub use files::{Road, Wanted, Workload, read};
+pub use isolator::{Bind, Isolator, Settings};
 pub use slots::{Slot, slots};

@@ -335,7 +335,11 @@ pub fn mount_nowhere_readonly(fs: FsKind, device: &Path, what: &str) -> Result<O
 
 /// Makes a folder in a mounted filesystem, and those above it, and opens it. Nothing leads out: a link on the way is refused.
 pub fn make_inside(root: BorrowedFd<'_>, relative: &str) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    make_path(root, relative, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV)
+}
+
+/// Makes the folders of a path that are missing, each looked up anew from the root as `resolve` says, and gives the last.
+pub fn make_path(root: BorrowedFd<'_>, relative: &str, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
     let open = |path: &str| rustix::fs::openat2(root, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), resolve);
     let mut folder = open(".")?;
     let mut path = String::from(".");

@@ -1,0 +1,298 @@
+//! What the module does for an agent: the volumes of a container are mounted before it starts and let go of after it has ended.
+//!
+//! The agent's container is the holder, under an ID that says so; who else holds a volume, and whether it may be unmounted, is the
+//! daemon's to know. What is written down here, before anything is asked, is which container may hold what: so that an
+//! agent that was killed at any moment lets go of what nobody else would. It lies in a folder that a reboot empties, as
+//! the daemon's ledger does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use dunnage_dvdcli::{Address, Asked, Complaint, Places, Plugin};
+use dunnage_model::{Caller, Error, Kind, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::slots::{Slot, slots};
+
+/// An agent throws away a container that takes more than a minute.
+const MOUNT: Duration = Duration::from_secs(55);
+/// How soon a daemon must say that it is one.
+const HELLO: Duration = Duration::from_secs(5);
+/// What an unmount may take before it is left to [`Isolator::retry`].
+const UNMOUNT: Duration = Duration::from_secs(30);
+
+/// Beneath these a task that has no image of its own may have a volume: whatever lies there, no program of the host trusts it.
+pub const FOLDERS: [&str; 7] = ["/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/data", "/opt"];
+
+/// What the operator says.
+pub struct Settings {
+    /// Where plugins are looked for.
+    pub plugins: Places,
+    /// Where it is written down who may hold what.
+    pub folder: PathBuf,
+    /// The driver of slots that name none.
+    pub driver: String,
+    /// Beneath which folders a container without an image may have volumes.
+    pub folders: Vec<PathBuf>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            plugins: Places::default(),
+            folder: "/run/dunnage/mesos".into(),
+            driver: crate::slots::DRIVER.to_owned(),
+            folders: FOLDERS.map(PathBuf::from).to_vec(),
+        }
+    }
+}
+
+/// A volume that is mounted, to be shown in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Where it is on the host.
+    pub source: String,
+    /// Beneath which folder the container is to have it.
+    pub root: String,
+    /// Where, beneath that.
+    pub target: String,
+    /// Links on the way are the image's own, and are followed beneath the root.
+    pub links: bool,
+}
+
+/// What a call comes to: its errors are for people.
+type Answer<T> = std::result::Result<T, Complaint>;
+
+/// A volume, as far as letting go of it needs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Held {
+    driver: String,
+    name: String,
+}
+
+/// What one container may hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Checkpoint {
+    container: String,
+    volumes: BTreeSet<Held>,
+    /// It has ended, and something could not be let go of.
+    #[serde(default)]
+    ended: bool,
+}
+
+/// The isolator.
+pub struct Isolator {
+    settings: Settings,
+    /// What is done for one container is done one after the other.
+    turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Isolator {
+    /// An isolator whose folder need not be there yet.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn new(settings: Settings) -> Result<Isolator> {
+        let what = format!("cannot make {}", settings.folder.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(&settings.folder).map_err(|e| Error::os(what, &e))?;
+        Ok(Isolator { settings, turns: Mutex::default() })
+    }
+
+    /// Mounts what a container's environment names, all of it or nothing; says what is to be bound into it. `image` is the root of a
+    /// container that has one of its own.
+    ///
+    /// # Errors
+    /// `invalid_argument` for an environment that cannot be meant, `exists_incompatible` for a container that was prepared before, and
+    /// whatever the daemon says.
+    pub async fn prepare(&self, container: &str, environment: &[(String, String)], image: Option<&str>) -> Answer<Vec<Bind>> {
+        let wanted = slots(environment.iter().map(|(key, value)| (key.as_str(), value.as_str())), &self.settings.driver)?;
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let id = id_of(container)?;
+        let places = wanted.iter().map(|slot| self.place(slot, image)).collect::<Result<Vec<_>>>()?;
+        let turn = self.turn(container);
+        let _turn = turn.lock().await;
+        if self.read(container)?.is_some() {
+            let detail = format!("container {container} was prepared before");
+            return Err(Error::new(Kind::ExistsIncompatible, detail, "look into the agent's log").into());
+        }
+        let volumes: BTreeSet<Held> = wanted.iter().map(held).collect();
+        self.write(&Checkpoint { container: container.to_owned(), volumes, ended: false })?;
+        let mut tried = BTreeSet::new();
+        match self.mount_all(&id, &wanted, &mut tried).await {
+            Ok(mounted) => {
+                let bind = |(slot, place): (&Slot, Option<(String, String)>)| {
+                    let (root, target) = place?;
+                    Some(Bind { source: mounted.get(&held(slot))?.clone(), root, target, links: image.is_some() })
+                };
+                Ok(wanted.iter().zip(places).filter_map(bind).collect())
+            }
+            Err(error) => {
+                // What nobody was asked for nobody has to let go of; if that cannot be written, to do it is nothing.
+                let _ = self.write(&Checkpoint { container: container.to_owned(), volumes: tried, ended: true });
+                self.let_go(container).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// One after the other: who is refused early has disturbed nobody.
+    async fn mount_all(&self, id: &str, wanted: &[Slot], tried: &mut BTreeSet<Held>) -> Answer<BTreeMap<Held, String>> {
+        let mut mounted = BTreeMap::new();
+        for slot in wanted {
+            if mounted.contains_key(&held(slot)) {
+                continue;
+            }
+            let asked = self.asked(&slot.name, slot.options.clone(), id);
+            let work = async {
+                let plugin = self.plugin(slot.driver.as_str()).await?;
+                tried.insert(held(slot));
+                dunnage_dvdcli::mount(&plugin, &asked, slot.explicit_create).await
+            };
+            let late = || Error::timeout("mount", format!("volume {} was not mounted within {} s", slot.name, MOUNT.as_secs()));
+            let path = tokio::time::timeout(MOUNT, work).await.map_err(|_| late())??;
+            mounted.insert(held(slot), path);
+        }
+        Ok(mounted)
+    }
+
+    /// Lets go of what a container held, which has ended. What cannot be let go of now is tried again by [`Isolator::retry`].
+    pub async fn cleanup(&self, container: &str) {
+        let turn = self.turn(container);
+        let locked = turn.lock().await;
+        self.let_go(container).await;
+        drop(locked);
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(container);
+    }
+
+    /// An agent has started: of the containers that are written down these live, or will be cleaned up by the agent itself. The others'
+    /// volumes are let go of; says whose they were.
+    pub async fn recover(&self, known: &BTreeSet<String>) -> Vec<String> {
+        let gone: Vec<String> = self.all().into_iter().filter(|container| !known.contains(container)).collect();
+        for container in &gone {
+            self.cleanup(container).await;
+        }
+        gone
+    }
+
+    /// Tries once more what could not be let go of; says how much is left.
+    pub async fn retry(&self) -> usize {
+        let ended = |container: &String| self.read(container).ok().flatten().is_some_and(|checkpoint| checkpoint.ended);
+        for container in self.all().into_iter().filter(&ended) {
+            self.cleanup(&container).await;
+        }
+        self.all().iter().filter(|container| ended(container)).count()
+    }
+
+    async fn let_go(&self, container: &str) {
+        let Ok(Some(mut checkpoint)) = self.read(container) else { return };
+        let Ok(id) = id_of(container) else { return };
+        let mut left = BTreeSet::new();
+        for volume in std::mem::take(&mut checkpoint.volumes) {
+            let asked = self.asked(&volume.name, Vec::new(), &id);
+            let work = async {
+                let plugin = self.plugin(&volume.driver).await?;
+                dunnage_dvdcli::unmount(&plugin, &asked).await
+            };
+            if !matches!(tokio::time::timeout(UNMOUNT, work).await, Ok(Ok(()))) {
+                left.insert(volume);
+            }
+        }
+        if left.is_empty() {
+            // Nothing is left to be remembered.
+            let _ = std::fs::remove_file(self.file(container));
+            return;
+        }
+        // If this cannot be written, what was written before names more, and to let go of it twice is nothing.
+        let _ = self.write(&Checkpoint { volumes: left, ended: true, ..checkpoint });
+    }
+
+    fn asked(&self, name: &str, options: Vec<(String, String)>, id: &str) -> Asked {
+        Asked { name: name.to_owned(), options, id: Some(id.to_owned()), tell: |_| {} }
+    }
+
+    async fn plugin(&self, driver: &str) -> Answer<Plugin> {
+        let address = self.settings.plugins.find(driver)?;
+        if !matches!(address, Address::Unix(_)) {
+            let detail = format!("plugin {driver} listens at {address}, and the module asks plugins of this machine alone");
+            return Err(Error::invalid("driver", detail, "name an endpoint of the daemon on this node").into());
+        }
+        let plugin = Plugin::at(address);
+        let hello = tokio::time::timeout(HELLO, plugin.activate()).await;
+        let late = || Error::unavailable(format!("plugin {driver} does not answer"), "look whether the daemon runs ('dunnage status')");
+        hello.map_err(|_| late())?.map_err(|e| e.told("Plugin.Activate"))?;
+        Ok(plugin)
+    }
+
+    /// Where a container has a volume: the root, and the place beneath it. A task without an image sees the host's own files, and a volume
+    /// over some of them would be a way to the host's root: `/etc` with a `passwd` of the task's own, and a setuid program that believes it.
+    fn place(&self, slot: &Slot, image: Option<&str>) -> Result<Option<(String, String)>> {
+        let Some(path) = &slot.container_path else { return Ok(None) };
+        if let Some(root) = image {
+            return Ok(Some((root.to_owned(), path.clone())));
+        }
+        let beneath = |folder: &PathBuf| {
+            let rest = Path::new(path).strip_prefix(folder).ok().and_then(Path::to_str).filter(|rest| !rest.is_empty())?;
+            Some((folder.display().to_string(), rest.to_owned()))
+        };
+        if let Some(place) = self.settings.folders.iter().find_map(beneath) {
+            return Ok(Some(place));
+        }
+        let folders: Vec<String> = self.settings.folders.iter().map(|folder| folder.display().to_string()).collect();
+        let variable = format!("DVDI_VOLUME_CONTAINERPATH{}", if slot.number == 0 { String::new() } else { slot.number.to_string() });
+        let detail = format!("a task without an image may have volumes beneath {}, and {path:?} is not", folders.join(", "));
+        Err(Error::invalid(&variable, detail, "choose another path, or give the task an image; the operator may allow more ('folders')"))
+    }
+
+    fn turn(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(container.to_owned()).or_default().clone()
+    }
+
+    fn file(&self, container: &str) -> PathBuf {
+        self.settings.folder.join(format!("{container}.json"))
+    }
+
+    /// Every container that something is written down of.
+    fn all(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.settings.folder).into_iter().flatten().flatten();
+        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())).collect()
+    }
+
+    fn read(&self, container: &str) -> Result<Option<Checkpoint>> {
+        let path = self.file(container);
+        let text = match std::fs::read(&path) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(|e| Error::os(path.display(), &e))?,
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|e| {
+            let detail = format!("{} is damaged: {e}", path.display());
+            Error::unavailable(detail, "see what the container holds ('dunnage holder ls'), let go of it, and delete the file")
+        })
+    }
+
+    fn write(&self, checkpoint: &Checkpoint) -> Result<()> {
+        let (path, new) = (self.file(&checkpoint.container), self.settings.folder.join(format!("{}.new", checkpoint.container)));
+        let text = serde_json::to_vec(checkpoint).map_err(|e| Error::internal(e.to_string()))?;
+        std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).map_err(|e| Error::os(path.display(), &e))
+    }
+}
+
+fn held(slot: &Slot) -> Held {
+    Held { driver: slot.driver.to_string(), name: slot.name.clone() }
+}
+
+/// As whom a container holds. Mesos' own names are UUIDs, of nested ones with points between.
+fn id_of(container: &str) -> Result<String> {
+    let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let most = Caller::MAX_ID - Caller::MESOS.len();
+    if container.is_empty() || container.len() > most.min(200) || container.starts_with('.') || !container.chars().all(sound) {
+        return Err(Error::invalid("container", format!("{container:?} is no container's id"), "look into the agent's log"));
+    }
+    Ok(format!("{}{container}", Caller::MESOS))
+}

@@ -1,0 +1,211 @@
+//! What the module does for an agent, with a real daemon and the real kernel: an agent is played by the test.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use dunnage_dvdcli::Places;
+use dunnage_frontend_mesos::{Bind, Isolator, Settings};
+use dunnage_tests::{BOUND, Node, eventually, is_mounted, sh};
+
+type Environment = Vec<(String, String)>;
+
+fn environment(given: &[(&str, &str)]) -> Environment {
+    let driver = [("DVDI_VOLUME_DRIVER", "dunnage"), ("DVDI_VOLUME_DRIVER1", "dunnage"), ("DVDI_VOLUME_DRIVER2", "dunnage")];
+    let usual = driver.iter().filter(|(key, _)| given.iter().all(|(other, _)| other != key));
+    usual.chain(given).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+/// An agent's isolator. Another one on the same folder is what comes after the agent was killed.
+fn isolator(node: &Node) -> Isolator {
+    let plugins = Places { sockets: node.plugins.clone(), specs: Vec::new(), managed: "/nowhere".into() };
+    let folders = vec![node.folder.join("tasks")];
+    std::fs::create_dir_all(&folders[0]).expect("a folder");
+    Isolator::new(Settings { plugins, folder: folder(node), folders, ..Settings::default() }).expect("a folder")
+}
+
+fn folder(node: &Node) -> PathBuf {
+    node.folder.join("mesos")
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime").block_on(work)
+}
+
+fn written(node: &Node) -> usize {
+    std::fs::read_dir(folder(node)).map_or(0, Iterator::count)
+}
+
+fn holders(node: &Node, volume: &str) -> Vec<String> {
+    node.holders(volume).into_iter().filter_map(|(id, count, ..)| id.filter(|_| count > 0)).collect()
+}
+
+/// What the agent has run in a container's namespace before it starts, and then this line.
+fn in_container(node: &Node, binds: &[Bind], line: &str) -> std::process::Output {
+    let outside = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/mnt").expect("a namespace"));
+    let binary = dunnage_tests::binary().display().to_string();
+    let bind = |bind: &Bind| {
+        let links = if bind.links { "--links" } else { "" };
+        format!("{binary} mesos bind --outside {outside} {links} {} {} {}", bind.source, bind.root, bind.target)
+    };
+    let lines: Vec<String> = binds.iter().map(bind).chain([line.to_owned()]).collect();
+    let script = lines.join(" && ");
+    std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", &script])
+        .current_dir(&node.folder)
+        .output()
+        .expect("unshare")
+}
+
+#[test]
+fn a_container_has_its_volumes_before_it_starts_and_lets_go_of_them_after_it_has_ended() {
+    let mut node = Node::started();
+    let agent = isolator(&node);
+    let at = node.folder.join("tasks/one").display().to_string();
+    let wanted = environment(&[
+        ("DVDI_VOLUME_NAME", "pg"),
+        ("DVDI_VOLUME_OPTS", "size=64M"),
+        ("DVDI_VOLUME_CONTAINERPATH", &at),
+        ("DVDI_VOLUME_NAME1", "log"),
+        ("DVDI_VOLUME_OPTS1", "size=64M,fs=ext4"),
+    ]);
+    run(async {
+        let binds = agent.prepare("c1", &wanted, None).await.expect("prepared");
+        assert_eq!(binds.len(), 1, "the one that has a path");
+        assert_eq!((holders(&node, "pg"), holders(&node, "log")), (vec!["mesos-c1".to_owned()], vec!["mesos-c1".to_owned()]));
+        let ran = in_container(&node, &binds, &format!("echo of-a-task >{at}/x && ls {at}"));
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        assert_eq!(sh(&format!("cat {}/x", node.mountpoint("pg").display())), "of-a-task");
+        assert!(!is_mounted(Path::new(&at)), "only the container sees it there");
+        // A second one shares it, with a path of its own, and nested ones are containers, too.
+        let other = node.folder.join("tasks/two").display().to_string();
+        let shared = environment(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_CONTAINERPATH", &other)]);
+        let binds = agent.prepare("c1.nested", &shared, None).await.expect("prepared");
+        let ran = in_container(&node, &binds, &format!("cat {other}/x"));
+        assert_eq!(String::from_utf8_lossy(&ran.stdout).trim(), "of-a-task");
+        let said = agent.prepare("c1", &wanted, None).await.expect_err("twice").to_string();
+        assert!(said.contains("prepared before"), "{said}");
+        agent.cleanup("c1").await;
+        assert_eq!(holders(&node, "pg"), ["mesos-c1.nested"]);
+        assert!(!is_mounted(&node.mountpoint("log")) && is_mounted(&node.mountpoint("pg")));
+        assert!(node.cli(&["holder", "ls"]).ok().contains("mesos"), "people see whose it is");
+        agent.cleanup("c1.nested").await;
+        agent.cleanup("c1.nested").await;
+        agent.cleanup("never-prepared").await;
+    });
+    node.wait_until_released("pg");
+    assert_eq!(written(&node), 0);
+    node.finish();
+}
+
+#[test]
+fn law_4_an_agent_that_was_killed_lets_go_of_what_no_container_has_any_more_and_of_nothing_else() {
+    let mut node = Node::started();
+    let opts = ("DVDI_VOLUME_OPTS", "size=64M");
+    run(async {
+        let first = isolator(&node);
+        first.prepare("lives", &environment(&[("DVDI_VOLUME_NAME", "a"), opts]), None).await.expect("prepared");
+        first.prepare("orphan", &environment(&[("DVDI_VOLUME_NAME", "b"), opts]), None).await.expect("prepared");
+        first.prepare("gone", &environment(&[("DVDI_VOLUME_NAME", "a"), opts]), None).await.expect("prepared");
+        drop(first);
+        // Killed between what it has written down and the mount: there is a checkpoint, and no holder.
+        std::fs::write(folder(&node).join("half.json"), r#"{"container":"half","volumes":[{"driver":"dunnage","name":"never-made"}]}"#)
+            .expect("written");
+        let second = isolator(&node);
+        let known: BTreeSet<String> = ["lives", "orphan"].map(str::to_owned).into();
+        let mut gone = second.recover(&known).await;
+        gone.sort();
+        assert_eq!(gone, ["gone", "half"]);
+        assert_eq!((holders(&node, "a"), holders(&node, "b")), (vec!["mesos-lives".to_owned()], vec!["mesos-orphan".to_owned()]));
+        for container in ["lives", "orphan"] {
+            second.cleanup(container).await;
+        }
+    });
+    ["a", "b"].iter().for_each(|volume| node.wait_until_released(volume));
+    assert_eq!(written(&node), 0);
+    node.finish();
+}
+
+#[test]
+fn all_or_nothing_and_what_was_refused_holds_nothing() {
+    let mut node = Node::started();
+    let agent = isolator(&node);
+    let refused = |wanted: &[(&str, &str)], says: &str| {
+        let said = run(agent.prepare("c", &environment(wanted), None)).expect_err("refused").to_string();
+        assert!(said.contains(says), "{said}");
+        assert_eq!(written(&node), 0);
+    };
+    refused(
+        &[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", "size=64M"), ("DVDI_VOLUME_NAME1", "x"), ("DVDI_VOLUME_OPTS1", "repl=3")],
+        "repl=3",
+    );
+    node.wait_until_released("pg");
+    refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_CONTAINERPATH", "/etc")], "DVDI_VOLUME_CONTAINERPATH");
+    refused(&[("DVDI_VOLUME_NAME", "not-there"), ("DVDI_VOLUME_EXPLICITCREATE", "true")], "not-there");
+    refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_DRIVER", "nobody")], "no volume plugin \"nobody\"");
+    let said = run(agent.prepare("../../etc/x", &environment(&[("DVDI_VOLUME_NAME", "pg")]), None)).expect_err("no id").to_string();
+    assert!(said.contains("no container's id"), "{said}");
+    assert_eq!(run(agent.prepare("plain", &Environment::new(), None)).expect("nothing is wanted"), []);
+    node.finish();
+}
+
+#[test]
+fn law_8_a_daemon_that_is_down_is_said_to_be_soon_and_what_could_not_be_let_go_of_is_when_it_is_back() {
+    let mut node = Node::started();
+    let agent = isolator(&node);
+    let wanted = environment(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", "size=64M")]);
+    run(agent.prepare("c1", &wanted, None)).expect("prepared");
+    node.kill();
+    let begun = Instant::now();
+    let said = run(agent.prepare("c2", &wanted, None)).expect_err("nobody answers").to_string();
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}: {said}", begun.elapsed());
+    run(agent.cleanup("c1"));
+    assert_eq!((run(agent.retry()), written(&node)), (1, 1), "the one that holds something is remembered");
+    node.start();
+    assert_eq!(holders(&node, "pg"), ["mesos-c1"], "the mount outlived the daemon");
+    assert_eq!(run(agent.retry()), 0);
+    node.wait_until_released("pg");
+    assert_eq!(written(&node), 0);
+    node.finish();
+}
+
+/// The place is beneath the root, whatever somebody has put in the way.
+#[test]
+fn law_12_no_link_leads_a_volume_out_of_its_root() {
+    let mut node = Node::started();
+    node.fill("pg");
+    let path = node.mount("pg", "a");
+    let (root, victim) = (node.folder.join("root"), node.folder.join("victim"));
+    sh(&format!(
+        "mkdir -p {0}/etc {1} && ln -s {1} {0}/out && ln -s /etc {0}/in && ln -s ../victim {0}/up && echo x >{0}/file",
+        root.display(),
+        victim.display()
+    ));
+    let bind = |target: &str, links: bool| Bind {
+        source: path.display().to_string(),
+        root: root.display().to_string(),
+        target: target.to_owned(),
+        links,
+    };
+    let there = |at: &Path| format!("test -e {}/data-of-a-test", at.display());
+    for target in ["out", "in", "up", "file", "out/x", "../victim"] {
+        let ran = in_container(&node, &[bind(target, false)], "true");
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!ran.status.success() && said.contains("link or a file"), "{target}: {said}");
+    }
+    // An image's own links are its own; they lead nowhere outside of it.
+    assert!(in_container(&node, &[bind("in/x", true)], &there(&root.join("etc/x"))).status.success());
+    let ran = in_container(&node, &[bind("up", true)], &there(&victim));
+    assert!(!ran.status.success(), "it was shown outside of the root");
+    assert!(in_container(&node, &[bind("new/deep/place", false)], &there(&root.join("new/deep/place"))).status.success());
+    assert_eq!(std::fs::read_dir(&victim).expect("a folder").count(), 0);
+    // Never where the host sees it.
+    let outside = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/mnt").expect("a namespace"));
+    let said = node
+        .cli(&["mesos", "bind", "--outside", &outside.to_string(), &path.display().to_string(), &root.display().to_string(), "etc"])
+        .fails(2);
+    assert!(said.contains("host's own namespace"), "{said}");
+    node.unmount("pg", "a");
+    eventually("it is let go of", BOUND, || !is_mounted(&path));
+    node.finish();
+}
