@@ -30,6 +30,11 @@ pub fn binary() -> PathBuf {
     PathBuf::from(std::env::var_os("DUNNAGE_BIN").expect("DUNNAGE_BIN is not set: run 'cargo xtask test'"))
 }
 
+/// The core of the Mesos module, as a library to link with.
+pub fn mesos_module() -> PathBuf {
+    PathBuf::from(std::env::var_os("DUNNAGE_MESOS_MODULE").expect("DUNNAGE_MESOS_MODULE: run the tests by 'cargo xtask test'"))
+}
+
 /// The small static program dvdcli.
 pub fn small_dvdcli() -> PathBuf {
     PathBuf::from(std::env::var_os("DUNNAGE_DVDCLI").expect("DUNNAGE_DVDCLI is not set: run 'cargo xtask test'"))

@@ -155,6 +155,7 @@ fn law_8_a_daemon_that_is_down_is_said_to_be_soon_and_what_could_not_be_let_go_o
     let agent = isolator(&node);
     let wanted = environment(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", "size=64M")]);
     run(agent.prepare("c1", &wanted, None)).expect("prepared");
+    eventually("the answer is known to be read", BOUND, || holders(&node, "pg") == ["mesos-c1"]);
     node.kill();
     let begun = Instant::now();
     let said = run(agent.prepare("c2", &wanted, None)).expect_err("nobody answers").to_string();
@@ -207,5 +208,28 @@ fn law_12_no_link_leads_a_volume_out_of_its_root() {
     assert!(said.contains("host's own namespace"), "{said}");
     node.unmount("pg", "a");
     eventually("it is let go of", BOUND, || !is_mounted(&path));
+    node.finish();
+}
+
+/// The C interface, by a program in C that plays the agent.
+#[test]
+fn law_8_an_agent_s_thread_never_waits_and_no_panic_reaches_it() {
+    let mut node = Node::started();
+    let (program, root) = (node.folder.join("agent"), env!("CARGO_MANIFEST_DIR"));
+    let library = dunnage_tests::mesos_module();
+    sh(&format!(
+        "cc -std=gnu11 -O1 -Wall -Werror -I {root}/../mesos-module/include {root}/c/agent.c {} -lpthread -ldl -lm -o {}",
+        library.display(),
+        program.display()
+    ));
+    let ran =
+        std::process::Command::new(&program).args([&node.plugins, &folder(&node), &dunnage_tests::binary()]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    println!("{said}");
+    assert!(ran.status.success() && said.ends_with("ok\n"), "{said}{}", String::from_utf8_lossy(&ran.stderr));
+    // "after" was prepared after its volume's others had gone, and its agent has ended: the next one lets go of it.
+    run(isolator(&node).recover(&BTreeSet::new()));
+    (0..4).for_each(|n| node.wait_until_released(&format!("v{n}")));
+    std::fs::remove_file(node.plugins.join("hangs.sock")).expect("it was there");
     node.finish();
 }

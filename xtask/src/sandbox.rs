@@ -117,6 +117,7 @@ impl Sandbox {
         let mut variables: Vec<(&'static str, OsString)> = vec![
             ("DUNNAGE_BIN", programs.dunnage.clone().into()),
             ("DUNNAGE_DVDCLI", programs.dvdcli.clone().into()),
+            ("DUNNAGE_MESOS_MODULE", programs.mesos_module.clone().into()),
             ("DUNNAGE_TEST_TMP", place.dir.clone().into()),
             ("DUNNAGE_SKIP_LOG", place.skip_log.clone().into()),
             ("DUNNAGE_NOT_POSSIBLE", lacking.join(",").into()),

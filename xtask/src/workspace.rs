@@ -38,6 +38,8 @@ pub struct Programs {
     pub dunnage: PathBuf,
     /// The small static one: it starts in a third of the time that the whole binary takes.
     pub dvdcli: PathBuf,
+    /// The core of the Mesos module, with panics that unwind: built for tests alone.
+    pub mesos_module: PathBuf,
     /// What the machines of tier 4 boot.
     pub kernel: Option<PathBuf>,
 }
@@ -108,7 +110,8 @@ impl Workspace {
     pub fn programs(&self, profile: Profile) -> Result<Programs> {
         let folder = if profile == Profile::Release { "release" } else { "debug" };
         let own = self.target.join(folder);
-        Ok(Programs { dunnage: own.join("dunnage"), dvdcli: self.target.join(host()?).join(folder).join("dvdcli"), kernel: None })
+        let dvdcli = self.target.join(host()?).join(folder).join("dvdcli");
+        Ok(Programs { dunnage: own.join("dunnage"), dvdcli, mesos_module: own.join("libdunnage_mesos_module.a"), kernel: None })
     }
 
     /// Builds them.
@@ -119,6 +122,9 @@ impl Workspace {
         small.args(options).args(["-p", "dunnage-dvdcli", "--bin", "dvdcli", "--no-default-features"]);
         // With a target named, flags are the program's alone and not those of build scripts and macros.
         shell::run(small.args(["--target", &host()?]).env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+        if profile == Profile::Dev {
+            shell::run(self.cargo("build").args(["-p", "dunnage-mesos-module"]))?;
+        }
         self.programs(profile)
     }
 

@@ -1,0 +1,230 @@
+//! The Mesos isolator's core behind the C interface of `include/dunnage_mesos.h`.
+//!
+//! An agent calls from threads that must not wait, and must not die of us: each call hands its work to one thread of our own and comes
+//! back; a panic becomes an error.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dunnage_dvdcli::Places;
+use dunnage_frontend_mesos::{Bind, Isolator, Settings};
+use dunnage_model::Error;
+use futures_util::FutureExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+/// How often what could not be let go of is tried again.
+const RETRY: Duration = Duration::from_secs(5);
+/// What is run in a container's namespace.
+const BINARY: &str = "/usr/local/bin/dunnage";
+
+/// See `dunnage_mesos.h`.
+pub type Done = extern "C" fn(with: *mut c_void, error: *const c_char, answer: *const c_char);
+
+/// What [`dunnage_isolator_new`] gives.
+pub struct Handle {
+    isolator: Arc<Isolator>,
+    runtime: tokio::runtime::Handle,
+    stop: Arc<Notify>,
+    line: Line,
+}
+
+/// What the agent is to run in a container's namespace of mounts.
+#[derive(Clone)]
+struct Line {
+    binary: String,
+    /// The namespace that the agent is in.
+    outside: u64,
+}
+
+/// Who is told, and with what. The agent says that it may be told on any thread.
+struct Told {
+    done: Done,
+    with: *mut c_void,
+}
+
+// SAFETY: the pointer is never looked into; the header says that it comes back on another thread.
+unsafe impl Send for Told {}
+
+impl Told {
+    fn tell(self, outcome: Result<Value, String>) {
+        let text = |text: String| CString::new(text.replace('\0', " ")).unwrap_or_default();
+        match outcome {
+            Ok(answer) => (self.done)(self.with, std::ptr::null(), text(answer.to_string()).as_ptr()),
+            Err(error) => (self.done)(self.with, text(error).as_ptr(), std::ptr::null()),
+        }
+    }
+}
+
+fn new(parameters: &str) -> Result<Handle, String> {
+    let given: BTreeMap<String, String> =
+        serde_json::from_str(parameters).map_err(|e| format!("the parameters are no JSON of texts: {e}"))?;
+    let (mut settings, mut binary) = (Settings::default(), BINARY.to_owned());
+    for (key, value) in given {
+        match key.as_str() {
+            "plugins" => settings.plugins = Places { sockets: value.into(), ..Places::default() },
+            "state_dir" => settings.folder = value.into(),
+            "driver" => settings.driver = value,
+            "folders" => settings.folders = value.split(',').map(|folder| PathBuf::from(folder.trim())).collect(),
+            "binary" => binary = value,
+            // The predecessor's, which wanted to know where the agent's own state is.
+            "work_dir" => {}
+            other => {
+                let known = ["plugins", "state_dir", "driver", "folders", "binary"];
+                return Err(format!("parameter {other:?} is unknown; there are {}", known.join(", ")));
+            }
+        }
+    }
+    let outside = dunnage_host::linux::mount_namespace().map_err(|e| e.to_string())?;
+    let isolator = Arc::new(Isolator::new(settings).map_err(|e| e.to_string())?);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
+    let (handle, stop) = (runtime.handle().clone(), Arc::new(Notify::new()));
+    let (again, stopped) = (isolator.clone(), stop.clone());
+    let work = move || {
+        runtime.block_on(async {
+            let retry = async {
+                loop {
+                    tokio::time::sleep(RETRY).await;
+                    // A panic there is this round's alone.
+                    let _ = AssertUnwindSafe(again.retry()).catch_unwind().await;
+                }
+            };
+            tokio::select! {
+                () = stopped.notified() => {}
+                () = retry => {}
+            }
+        });
+    };
+    std::thread::Builder::new().name("dunnage".to_owned()).spawn(work).map_err(|e| format!("cannot start a thread: {e}"))?;
+    Ok(Handle { isolator, runtime: handle, stop, line: Line { binary, outside } })
+}
+
+#[derive(Deserialize)]
+struct Request {
+    environment: Vec<(String, String)>,
+    #[serde(default)]
+    image: Option<String>,
+}
+
+impl Line {
+    fn of(&self, bind: &Bind) -> Vec<String> {
+        let Bind { source, root, target, links } = bind;
+        let mut line = vec![self.binary.clone(), "mesos".to_owned(), "bind".to_owned(), format!("--outside={}", self.outside)];
+        line.extend(links.then(|| "--links".to_owned()));
+        line.extend(["--".to_owned(), source.clone(), root.clone(), target.clone()]);
+        line
+    }
+}
+
+impl Handle {
+    fn spawn(&self, told: Told, work: impl Future<Output = Result<Value, String>> + Send + 'static) {
+        self.runtime.spawn(async move {
+            let outcome = AssertUnwindSafe(work).catch_unwind().await;
+            told.tell(outcome.unwrap_or_else(|_| Err(Error::internal("the isolator's core panicked; the agent goes on").to_string())));
+        });
+    }
+}
+
+/// # Safety
+/// It is a string of C, or null.
+unsafe fn text(start: *const c_char) -> String {
+    if start.is_null() {
+        return String::new();
+    }
+    // SAFETY: the caller says so.
+    unsafe { CStr::from_ptr(start) }.to_string_lossy().into_owned()
+}
+
+/// # Safety
+/// `parameters` is a string of C, and `error` a place for a pointer, or null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dunnage_isolator_new(parameters: *const c_char, error: *mut *mut c_char) -> *mut Handle {
+    // SAFETY: the caller says so.
+    let parameters = unsafe { text(parameters) };
+    let made = catch_unwind(|| new(&parameters)).unwrap_or_else(|_| Err("the isolator's core panicked".to_owned()));
+    match made {
+        Ok(handle) => Box::into_raw(Box::new(handle)),
+        Err(said) => {
+            if !error.is_null() {
+                // SAFETY: a place for a pointer, as the caller says.
+                unsafe { *error = CString::new(said.replace('\0', " ")).unwrap_or_default().into_raw() };
+            }
+            std::ptr::null_mut()
+        }
+    }
+}
+
+/// # Safety
+/// `isolator` came from [`dunnage_isolator_new`] and is not used any more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dunnage_isolator_free(isolator: *mut Handle) {
+    if !isolator.is_null() {
+        // SAFETY: the caller says so.
+        let handle = unsafe { Box::from_raw(isolator) };
+        handle.stop.notify_one();
+    }
+}
+
+/// # Safety
+/// `isolator` came from [`dunnage_isolator_new`]; the texts are strings of C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dunnage_isolator_prepare(
+    isolator: *mut Handle,
+    container: *const c_char,
+    request: *const c_char,
+    done: Done,
+    with: *mut c_void,
+) {
+    // SAFETY: the caller says so.
+    let (handle, container, request) = unsafe { (&*isolator, text(container), text(request)) };
+    let (core, line) = (handle.isolator.clone(), handle.line.clone());
+    handle.spawn(Told { done, with }, async move {
+        // For the test of what becomes of a panic; a release knows nothing of it.
+        debug_assert_ne!(container, "panics-in-a-debug-build");
+        let Request { environment, image } =
+            serde_json::from_str(&request).map_err(|e| format!("the request is no JSON that is known: {e}"))?;
+        let binds = core.prepare(&container, &environment, image.as_deref()).await.map_err(|e| e.to_string())?;
+        Ok(json!({ "commands": binds.iter().map(|bind| line.of(bind)).collect::<Vec<_>>() }))
+    });
+}
+
+/// # Safety
+/// As of [`dunnage_isolator_prepare`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dunnage_isolator_cleanup(isolator: *mut Handle, container: *const c_char, done: Done, with: *mut c_void) {
+    // SAFETY: the caller says so.
+    let (handle, container) = unsafe { (&*isolator, text(container)) };
+    let core = handle.isolator.clone();
+    handle.spawn(Told { done, with }, async move {
+        core.cleanup(&container).await;
+        Ok(Value::Null)
+    });
+}
+
+/// # Safety
+/// As of [`dunnage_isolator_prepare`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dunnage_isolator_recover(isolator: *mut Handle, known: *const c_char, done: Done, with: *mut c_void) {
+    // SAFETY: the caller says so.
+    let (handle, known) = unsafe { (&*isolator, text(known)) };
+    let core = handle.isolator.clone();
+    handle.spawn(Told { done, with }, async move {
+        let known: BTreeSet<String> = serde_json::from_str(&known).map_err(|e| format!("the containers are no JSON list: {e}"))?;
+        Ok(json!(core.recover(&known).await))
+    });
+}
+
+/// # Safety
+/// `text` came from [`dunnage_isolator_new`], or is null.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn dunnage_text_free(text: *mut c_char) {
+    if !text.is_null() {
+        // SAFETY: CString::into_raw made it.
+        drop(unsafe { CString::from_raw(text) });
+    }
+}
