@@ -475,7 +475,7 @@ fn stage(f: &Facts) -> Step {
             // A dirty journal is mount(2)'s to replay; only the kernel's own error mark brings us here.
             return if f.checked { undo_stage(f, still_has_errors()) } else { Step::Check };
         }
-        Some(other) => return undo_stage(f, not_what_was_recorded(&describe(other))),
+        Some(other) => return undo_stage(f, not_what_was_recorded(&other.signature())),
         None => {}
     }
     if f.mounted.is_none() {
@@ -686,16 +686,8 @@ fn still_in_use(then: &str) -> Error {
     Error::in_use(Vec::new(), HERE, "its device is in use on this node", format!("end what uses it, then {then}"))
 }
 
-fn describe(probe: &Probe) -> String {
-    match probe {
-        Probe::Blank => "nothing".to_owned(),
-        Probe::Known(known) => format!("{} {}", known.fs, known.uuid),
-        Probe::Unknown { signature } => signature.clone(),
-    }
-}
-
 fn not_blank(found: &Probe) -> Error {
-    let signature = describe(found);
+    let signature = found.signature();
     let detail = format!("its new storage is not blank: there is {signature} on it");
     Error::new(Kind::NotBlank { signature }, detail, "nothing was written; look at the pool's disk")
 }

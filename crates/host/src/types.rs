@@ -248,6 +248,17 @@ pub enum Probe {
     },
 }
 
+impl Probe {
+    /// What was found, for messages.
+    pub fn signature(&self) -> String {
+        match self {
+            Probe::Blank => "nothing".to_owned(),
+            Probe::Known(known) => format!("{} {}", known.fs, known.uuid),
+            Probe::Unknown { signature } => signature.clone(),
+        }
+    }
+}
+
 /// A filesystem that was recognised.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownFs {

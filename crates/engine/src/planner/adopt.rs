@@ -4,7 +4,7 @@ use dunnage_driver::{Adoption, Stranger};
 use dunnage_host::{Detached, Probe};
 use dunnage_model::{AdoptAction, EndpointName, Error, Kind, RootPath, VolumeInfo, VolumeState};
 
-use super::{Facts, Outcome, Step, damaged, describe, must_give_up};
+use super::{Facts, Outcome, Step, damaged, must_give_up};
 
 /// What is wanted with a stranger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,7 +156,7 @@ fn not_a_filesystem(stranger: &Stranger) -> Error {
 
 /// The error for something that is wanted with its data, and has no filesystem of a kind that we know.
 pub(crate) fn no_filesystem_on(place: &str, found: &Probe, next: impl Into<String>) -> Error {
-    let signature = describe(found);
+    let signature = found.signature();
     let detail = format!("{place} has {signature} on it, and no filesystem that can be mounted");
     Error::new(Kind::NotBlank { signature }, detail, next)
 }

@@ -201,7 +201,7 @@ impl Tools {
         match run(runner, &ProbeTask { path: to.clone() }).await? {
             Probe::Known(known) if known.fs == *fs => self.renew(runner, to, *fs, *uuid).await,
             other => Err(Error::unavailable(
-                format!("{} was a {fs} when it was looked at, and its copy has {} on it", from.display(), describe(&other)),
+                format!("{} was a {fs} when it was looked at, and its copy has {} on it", from.display(), other.signature()),
                 "see to it that nobody writes to it, and try again",
             )),
         }
@@ -252,7 +252,7 @@ impl Tools {
 }
 
 fn not_the_recorded(device: &Path, found: &Probe) -> Error {
-    let signature = describe(found);
+    let signature = found.signature();
     let detail = format!("{} has {signature} on it, and not the filesystem that was recorded", device.display());
     Error::new(Kind::NotBlank { signature }, detail, "nothing was written; find out who changed it")
 }
@@ -448,17 +448,9 @@ fn dress(
     give(make_inside(root, inside.as_str())?.as_fd(), uid, gid, mode)
 }
 
-fn describe(found: &Probe) -> String {
-    match found {
-        Probe::Blank => "nothing".to_owned(),
-        Probe::Known(known) => format!("{} {}", known.fs, known.uuid),
-        Probe::Unknown { signature } => signature.clone(),
-    }
-}
-
 /// The error for a device that was to be blank and is not.
 pub fn not_blank(path: &Path, found: &Probe) -> Error {
-    let signature = describe(found);
+    let signature = found.signature();
     let detail = format!("{} was to be formatted, and there is something on it", path.display());
     Error::new(Kind::NotBlank { signature }, detail, "nothing was written; look at what it is, and remove it if nobody needs it")
 }
