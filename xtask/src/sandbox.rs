@@ -124,6 +124,8 @@ impl Sandbox {
             ("TMPDIR", place.dir.clone().into()),
         ];
         variables.extend(programs.kernel.clone().map(|kernel| ("DUNNAGE_TEST_KERNEL", kernel.into())));
+        // A Mesos that somebody has, for what is run by hand.
+        variables.extend(["MESOS_BIN", "MESOS_INCLUDES"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         variables
     }
 
