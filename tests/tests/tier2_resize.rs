@@ -72,7 +72,7 @@ fn a_volume_in_use_is_larger_at_once_where_the_kernel_can_do_that_and_nobody_is_
         let open = std::fs::File::create(path.join("open")).expect("a file");
         let said = node.cli(&["volume", "resize", fs, &format!("{large}M")]);
         if fs == "ext4" && !ext4_grows_in_use() {
-            skip("an ext4 that grows in use: the kernel asks for CAP_SYS_RESOURCE");
+            skip("NOT POSSIBLE HERE: online ext4 growth (root lacks CAP_SYS_RESOURCE)");
             assert!(said.err.contains("grows when it is mounted next"), "{}", said.err);
             assert_fills(&path, small * MIB);
         } else {

@@ -144,6 +144,8 @@ impl Bench {
         let agent = self.agent.as_ref().map(Child::id).expect("it runs");
         sh(&format!("kill -USR1 {agent}"));
         self.agent.take().expect("it runs").wait().expect("it ends");
+        // The agent's own folder is a mount of its own, which it leaves.
+        sh(&format!("umount {}/agent", self.node.folder.display()));
         self.node.finish();
     }
 }
