@@ -64,7 +64,8 @@ impl Told {
 fn new(parameters: &str) -> Result<Handle, String> {
     let given: BTreeMap<String, String> =
         serde_json::from_str(parameters).map_err(|e| format!("the parameters are no JSON of texts: {e}"))?;
-    let (mut settings, mut binary) = (Settings::default(), BINARY.to_owned());
+    // The agent's log is what it writes to stderr.
+    let (mut settings, mut binary) = (Settings { tell: |line| eprintln!("dunnage: {line}"), ..Settings::default() }, BINARY.to_owned());
     for (key, value) in given {
         match key.as_str() {
             "plugins" => settings.plugins = Places { sockets: value.into(), ..Places::default() },

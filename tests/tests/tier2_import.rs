@@ -43,6 +43,7 @@ fn an_image_becomes_a_volume_with_its_data_and_is_not_written_to_and_goes_out_ag
         let out = format!("{from}.out");
         let said = node.cli(&["volume", "export", "one", &out]).fails(5);
         assert!(said.contains("it is mounted") && !PathBuf::from(&out).exists(), "{said}");
+        assert_eq!(node.holders("one").len(), 1, "{fs}: the refused export left no hold");
         node.unmount("one", "a");
         node.unmount("two", "a");
         let said = node.cli(&["volume", "export", "one", &out]);
@@ -56,6 +57,12 @@ fn an_image_becomes_a_volume_with_its_data_and_is_not_written_to_and_goes_out_ag
         // The same through a pipe, and what came out goes in again.
         let piped = node.command().args(["volume", "export", "one", "-"]).output().expect("it runs");
         assert!(piped.stdout == std::fs::read(&out).expect("an image"), "{fs}: what came through a pipe differs");
+        // A hold that was there before is not the export's to give back.
+        node.cli(&["volume", "attach", "one"]).ok();
+        std::fs::remove_file(&out).expect("it was there");
+        node.cli(&["volume", "export", "one", &out]).ok();
+        assert_eq!(node.holders("one").len(), 1, "{fs}: it is attached still");
+        node.cli(&["volume", "detach", "one"]).ok();
         node.cli(&["volume", "import", "three", &out]).ok();
         assert_eq!(sum(&node, "three"), sum(&node, "one"));
         for volume in ["one", "two", "three"] {
@@ -72,8 +79,10 @@ fn a_device_is_imported_too_if_nothing_uses_it() {
     let device = sh(&format!("losetup -f --show {}", from.display()));
     let mnt = node.folder.join("mnt").display().to_string();
     sh(&format!("mount {device} {mnt}"));
-    let said = node.cli(&["volume", "import", "pg", &device]).fails(5);
-    assert!(said.contains("something uses it"), "{said}");
+    for used in [&device, &from.display().to_string()] {
+        let said = node.cli(&["volume", "import", "pg", used]).fails(5);
+        assert!(said.contains("something uses it"), "{said}");
+    }
     sh(&format!("umount {mnt}"));
     node.cli(&["volume", "import", "pg", &device]).ok();
     sh(&format!("losetup -d {device}"));

@@ -9,8 +9,8 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Instant;
 
-use dunnage_frontend_admin::wire::{Attached, Unmounted};
-use dunnage_model::{Bytes, Error, HERE, Kind, Result};
+use dunnage_frontend_admin::wire::{Attached, Inspected, Unmounted};
+use dunnage_model::{Bytes, CallerKind, Error, HERE, Kind, Result};
 use rustix::fs::OFlags;
 
 use crate::cli::WhichArgs;
@@ -47,23 +47,37 @@ pub fn run(places: &Places, which: &WhichArgs, file: &Path) -> Result<()> {
 }
 
 fn attached_copy(places: &Places, which: &WhichArgs, to: Option<&File>) -> Result<Bytes> {
+    // A hold of the command line is one, however often it is taken: one that was there before stays.
+    let before: Inspected = ask(places, which.patience()?, "GET", &uri(which, "")?, &NOTHING)?;
+    let had = before.volume.holders.iter().any(|holder| holder.key.caller.kind == CallerKind::CliDevice);
+    let name = which.name.parse()?;
+    if before.volume.mountpoint.is_some() {
+        return Err(mounted().of(&name));
+    }
     let attached: Attached = ask(places, which.patience()?, "POST", &uri(which, "/attach")?, &NOTHING)?;
     let copied = copy(Path::new(&attached.device), to);
-    let detached: Result<Unmounted> = ask(places, which.patience()?, "POST", &uri(which, "/detach")?, &NOTHING);
-    let name = which.name.parse()?;
+    let detached = match had {
+        true => Ok(()),
+        false => ask::<Unmounted>(places, which.patience()?, "POST", &uri(which, "/detach")?, &NOTHING).map(|_| ()),
+    };
+    if let Err(e) = &detached {
+        eprintln!("dunnage: it stays attached: {e}");
+    }
     let size = copied.map_err(|e| e.of(&name))?;
     detached?;
     Ok(size)
+}
+
+fn mounted() -> Error {
+    let detail = "it is mounted, and a copy of it would have half of what is written meanwhile";
+    Error::in_use(Vec::new(), HERE, detail, "end what uses it, then export it")
 }
 
 fn copy(device: &Path, to: Option<&File>) -> Result<Bytes> {
     let what = format!("cannot read {}", device.display());
     let os = |e: std::io::Error| Error::os(&what, &e);
     let mut from = File::options().read(true).custom_flags(OFlags::EXCL.bits().cast_signed()).open(device).map_err(|e| match e.kind() {
-        ErrorKind::ResourceBusy => {
-            let detail = "it is mounted, and a copy of it would have half of what is written meanwhile";
-            Error::in_use(Vec::new(), HERE, detail, "end what uses it, then export it")
-        }
+        ErrorKind::ResourceBusy => mounted(),
         _ => os(e),
     })?;
     let size = from.seek(SeekFrom::End(0)).map_err(os)?;

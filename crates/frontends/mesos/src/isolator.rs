@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use dunnage_dvdcli::{Address, Asked, Complaint, Places, Plugin};
 use dunnage_model::{Caller, Error, Kind, Result};
+use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 
 use crate::slots::{Slot, slots};
 
-/// An agent throws away a container that takes more than a minute.
+/// An agent throws away a container that takes more than a minute, with all of its volumes.
 const MOUNT: Duration = Duration::from_secs(55);
 /// How soon a daemon must say that it is one.
 const HELLO: Duration = Duration::from_secs(5);
@@ -27,7 +28,7 @@ const HELLO: Duration = Duration::from_secs(5);
 const UNMOUNT: Duration = Duration::from_secs(30);
 
 /// Beneath these a task that has no image of its own may have a volume: whatever lies there, no program of the host trusts it.
-pub const FOLDERS: [&str; 7] = ["/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/data", "/opt"];
+pub const FOLDERS: [&str; 6] = ["/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/data"];
 
 /// What the operator says.
 pub struct Settings {
@@ -39,6 +40,8 @@ pub struct Settings {
     pub driver: String,
     /// Beneath which folders a container without an image may have volumes.
     pub folders: Vec<PathBuf>,
+    /// Hears what the operator should know and no call can say.
+    pub tell: fn(&str),
 }
 
 impl Default for Settings {
@@ -48,6 +51,7 @@ impl Default for Settings {
             folder: "/run/dunnage/mesos".into(),
             driver: crate::slots::DRIVER.to_owned(),
             folders: FOLDERS.map(PathBuf::from).to_vec(),
+            tell: |_| {},
         }
     }
 }
@@ -125,7 +129,9 @@ impl Isolator {
         let volumes: BTreeSet<Held> = wanted.iter().map(held).collect();
         self.write(&Checkpoint { container: container.to_owned(), volumes, ended: false })?;
         let mut tried = BTreeSet::new();
-        match self.mount_all(&id, &wanted, &mut tried).await {
+        let late = || Error::timeout("mount", format!("its volumes were not mounted within {} s", MOUNT.as_secs())).into();
+        let mounting = tokio::time::timeout(MOUNT, self.mount_all(&id, &wanted, &mut tried)).await;
+        match mounting.unwrap_or_else(|_| Err(late())) {
             Ok(mounted) => {
                 let bind = |(slot, place): (&Slot, Option<(String, String)>)| {
                     let (root, target) = place?;
@@ -150,14 +156,9 @@ impl Isolator {
                 continue;
             }
             let asked = self.asked(&slot.name, slot.options.clone(), id);
-            let work = async {
-                let plugin = self.plugin(slot.driver.as_str()).await?;
-                tried.insert(held(slot));
-                dunnage_dvdcli::mount(&plugin, &asked, slot.explicit_create).await
-            };
-            let late = || Error::timeout("mount", format!("volume {} was not mounted within {} s", slot.name, MOUNT.as_secs()));
-            let path = tokio::time::timeout(MOUNT, work).await.map_err(|_| late())??;
-            mounted.insert(held(slot), path);
+            let plugin = self.plugin(slot.driver.as_str()).await?;
+            tried.insert(held(slot));
+            mounted.insert(held(slot), dunnage_dvdcli::mount(&plugin, &asked, slot.explicit_create).await?);
         }
         Ok(mounted)
     }
@@ -175,24 +176,25 @@ impl Isolator {
     /// volumes are let go of; says whose they were.
     pub async fn recover(&self, known: &BTreeSet<String>) -> Vec<String> {
         let gone: Vec<String> = self.all().into_iter().filter(|container| !known.contains(container)).collect();
-        for container in &gone {
-            self.cleanup(container).await;
-        }
+        // At once: with a daemon that is down each would wait for it, and the agent for all.
+        join_all(gone.iter().map(|container| self.cleanup(container))).await;
         gone
     }
 
     /// Tries once more what could not be let go of; says how much is left.
     pub async fn retry(&self) -> usize {
         let ended = |container: &String| self.read(container).ok().flatten().is_some_and(|checkpoint| checkpoint.ended);
-        for container in self.all().into_iter().filter(&ended) {
-            self.cleanup(&container).await;
-        }
+        let again: Vec<String> = self.all().into_iter().filter(&ended).collect();
+        join_all(again.iter().map(|container| self.cleanup(container))).await;
         self.all().iter().filter(|container| ended(container)).count()
     }
 
     async fn let_go(&self, container: &str) {
-        let Ok(Some(mut checkpoint)) = self.read(container) else { return };
-        let Ok(id) = id_of(container) else { return };
+        let (mut checkpoint, id) = match (self.read(container), id_of(container)) {
+            (Ok(Some(checkpoint)), Ok(id)) => (checkpoint, id),
+            (Ok(None), _) => return,
+            (Err(e), _) | (_, Err(e)) => return (self.settings.tell)(&format!("container {container}: {e}")),
+        };
         let mut left = BTreeSet::new();
         for volume in std::mem::take(&mut checkpoint.volumes) {
             let asked = self.asked(&volume.name, Vec::new(), &id);
@@ -200,7 +202,12 @@ impl Isolator {
                 let plugin = self.plugin(&volume.driver).await?;
                 dunnage_dvdcli::unmount(&plugin, &asked).await
             };
-            if !matches!(tokio::time::timeout(UNMOUNT, work).await, Ok(Ok(()))) {
+            let late = || Error::timeout("unmount", format!("no answer within {} s", UNMOUNT.as_secs())).into();
+            if let Err(why) = tokio::time::timeout(UNMOUNT, work).await.unwrap_or_else(|_| Err(late())) {
+                (self.settings.tell)(&format!(
+                    "container {container} has ended, and volume {} cannot be let go of yet: {why}",
+                    volume.name
+                ));
                 left.insert(volume);
             }
         }
@@ -214,7 +221,7 @@ impl Isolator {
     }
 
     fn asked(&self, name: &str, options: Vec<(String, String)>, id: &str) -> Asked {
-        Asked { name: name.to_owned(), options, id: Some(id.to_owned()), tell: |_| {} }
+        Asked { name: name.to_owned(), options, id: Some(id.to_owned()), tell: self.settings.tell }
     }
 
     async fn plugin(&self, driver: &str) -> Answer<Plugin> {

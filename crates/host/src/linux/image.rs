@@ -9,7 +9,7 @@ use dunnage_model::{Bytes, Error, Result};
 use rustix::fs::SeekFrom as Sparse;
 use serde::{Deserialize, Serialize};
 
-use super::sys::failed;
+use super::sys::{failed, free_of_others};
 use super::tools::{not_blank, probe_file};
 use crate::helpers::Task;
 use crate::{Probe, crash};
@@ -17,7 +17,7 @@ use crate::{Probe, crash};
 /// How much is copied at a time; what is zero in it is not written.
 const PART: usize = 1 << 20;
 
-/// Opens an image for reading: a file, or a device that nothing uses meanwhile.
+/// Opens an image for reading, a file or a device, that nothing else uses.
 fn open(path: &Path) -> Result<File> {
     let what = format!("cannot read {}", path.display());
     let kind = match std::fs::metadata(path) {
@@ -29,11 +29,18 @@ fn open(path: &Path) -> Result<File> {
     if !kind.is_file() && !kind.is_block_device() {
         return Err(Error::invalid("image", format!("{what}: it is neither a file nor a block device"), "name a raw image"));
     }
+    let in_use =
+        || Error::in_use(Vec::new(), dunnage_model::HERE, format!("{what}: something uses it"), "end what uses it, such as a mount, first");
     let exclusive = if kind.is_block_device() { libc::O_EXCL } else { 0 };
-    File::options().read(true).custom_flags(exclusive | libc::O_CLOEXEC).open(path).map_err(|e| match e.raw_os_error() {
-        Some(libc::EBUSY) => Error::in_use(Vec::new(), dunnage_model::HERE, format!("{what}: something uses it"), "unmount it first"),
+    let file = File::options().read(true).custom_flags(exclusive | libc::O_CLOEXEC).open(path).map_err(|e| match e.raw_os_error() {
+        Some(libc::EBUSY) => in_use(),
         _ => failed(&what)(e),
-    })
+    })?;
+    // A copy of what is written meanwhile would be no image of anything. (Where the filesystem cannot say, nobody can.)
+    if kind.is_file() && free_of_others(&file).map_err(failed(&what))? == Some(false) {
+        return Err(in_use());
+    }
+    Ok(file)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,5 +106,29 @@ fn next_data(file: &File, at: u64) -> std::io::Result<Option<u64>> {
         // A device does not say.
         Err(rustix::io::Errno::INVAL) => Ok(Some(at)),
         Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies beneath has proven it once; this is the look right before.
+    #[test]
+    fn law_5_nothing_is_copied_over_what_is_not_blank_or_from_what_is_in_use() {
+        let folder = tempfile::tempdir_in("/var/tmp").expect("dir");
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("from"), vec![7; 100_000]).expect("write");
+        std::fs::write(path("to"), b"somebody's").expect("write");
+        let copy = || Copy { from: path("from"), to: path("to") }.run();
+        assert_eq!(copy().expect_err("not blank").word(), "not_blank");
+        assert_eq!(std::fs::read(path("to")).expect("read"), b"somebody's");
+        File::create(path("to")).and_then(|file| file.set_len(200_000)).expect("blank");
+        let writer = File::options().write(true).open(path("from")).expect("open");
+        assert_eq!(copy().expect_err("in use").word(), "in_use");
+        drop(writer);
+        assert_eq!(copy(), Ok(()));
+        let copied = std::fs::read(path("to")).expect("read");
+        assert!(copied.starts_with(&[7; 100_000]) && copied[100_000..].iter().all(|byte| *byte == 0));
     }
 }

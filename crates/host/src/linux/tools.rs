@@ -623,6 +623,30 @@ mod tests {
         probe_file(&mut file).expect("probe")
     }
 
+    /// A shell that writes a file a little later, and before that speaks to whom may have gone.
+    async fn given_up(deadline: Duration, marker: &Path) {
+        let line = format!("sleep 0.3; echo said; echo said >&2; echo done >{}", marker.display());
+        let args = ["-c".to_owned(), line];
+        let work = tool(Path::new("/bin/sh"), &args, deadline);
+        assert!(tokio::time::timeout(Duration::from_millis(50), work).await.is_err(), "it was given up in the middle");
+    }
+
+    #[tokio::test]
+    async fn law_3_what_rewrites_a_filesystem_goes_on_when_nobody_waits_for_it_and_what_makes_one_does_not() {
+        let folder = tempfile::tempdir().expect("dir");
+        let (rewritten, made) = (folder.path().join("rewritten"), folder.path().join("made"));
+        // In this order: when the second has written, the first would have.
+        given_up(FORMAT_DEADLINE, &made).await;
+        given_up(NO_DEADLINE, &rewritten).await;
+        for _ in 0..500 {
+            if rewritten.exists() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(rewritten.exists() && !made.exists());
+    }
+
     #[test]
     fn a_file_that_was_never_written_is_blank_and_one_of_written_zeroes_is_not() {
         assert_eq!(probe(|f| f.set_len(1 << 20).expect("len")), Probe::Blank);
