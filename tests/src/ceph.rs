@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dunnage_driver_ceph::{Access, Cluster, Pool};
+use dunnage_driver_ceph::{Access, Cluster, Pool, Settings, Way};
+use dunnage_model::Owner;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -84,6 +85,21 @@ impl Ceph {
     /// The key of the user of the filesystem.
     pub fn files_keyring(&self) -> PathBuf {
         self.folder.join(format!("client.{FILES}.keyring"))
+    }
+
+    /// The driver's settings, for tests without a daemon.
+    pub fn settings(&self, me: Owner, folder: PathBuf) -> Settings {
+        Settings {
+            name: "ceph".parse().expect("a name"),
+            access: self.access(),
+            pools: vec![POOL.to_owned()],
+            repl: None,
+            make_pools: false,
+            silence: dunnage_driver::SILENCE,
+            way: Way::Auto,
+            me,
+            folder,
+        }
     }
 
     /// A node of that name with a daemon, whose endpoint `files` has volumes in this filesystem.

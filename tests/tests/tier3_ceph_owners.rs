@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dunnage_driver::{Driver, NewVolume, Provision, Share, Versioned};
-use dunnage_driver_ceph::{Pool, Settings, Way};
+use dunnage_driver_ceph::Pool;
 use dunnage_engine::ownership::liveness::{Observer, Standing};
 use dunnage_engine::ownership::{Claim, Move, named, next, release};
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
 use dunnage_model::{BootId, Bytes, Client as Address, Error, Owner, OwnerState, PartialSpec, Preempt, VolumeName};
-use dunnage_tests::ceph::{Ceph, Client, POOL};
+use dunnage_tests::ceph::{Ceph, Client};
 use dunnage_tests::{BOUND, eventually};
 
 const CLIENT: &str = env!("CARGO_BIN_EXE_ceph-client");
@@ -44,18 +44,7 @@ impl Node {
         };
         let me = Owner { node: name.parse().expect("a name"), boot: BootId(boot.to_owned()) };
         let folder = ceph.folder.join(format!("{name}-{boot}-devices"));
-        let (name, pools) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()]);
-        let settings = Settings {
-            name,
-            access: ceph.access(),
-            pools,
-            repl: None,
-            make_pools: false,
-            silence: dunnage_driver::SILENCE,
-            way: Way::Auto,
-            me: me.clone(),
-            folder,
-        };
+        let settings = ceph.settings(me.clone(), folder);
         let _entered = runtime.enter();
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         let owners = dunnage_driver_ceph::Ceph::new(settings, host, helpers("work"), helpers("signs"));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dunnage_driver::conformance::{Bench, CASES};
 use dunnage_driver::{Driver, NewVolume, Provision};
-use dunnage_driver_ceph::{Settings, Way};
+use dunnage_driver_ceph::Settings;
 use dunnage_host::helpers::Helpers;
 use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
@@ -58,18 +58,7 @@ impl Alone {
             Arc::new(Helpers::new(binary(), brood))
         };
         let me = Owner { node: "n1".parse().expect("a name"), boot: BootId("1".to_owned()) };
-        let (name, pools, folder) = ("ceph".parse().expect("a name"), vec![POOL.to_owned()], ceph.folder.join("devices"));
-        let settings = Settings {
-            name,
-            access: ceph.access(),
-            pools,
-            repl: None,
-            make_pools: false,
-            silence: dunnage_driver::SILENCE,
-            way: Way::Auto,
-            me,
-            folder,
-        };
+        let settings = ceph.settings(me, ceph.folder.join("devices"));
         let host = dunnage_host::linux::host(helpers("host"), Tools::find());
         Alone { host, work: helpers("work"), signs: helpers("signs"), settings }
     }
