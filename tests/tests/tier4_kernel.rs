@@ -1,4 +1,5 @@
-//! Images of Ceph that the kernel itself maps, in an emulated machine whose kernel can; its neighbour is a node of the usual kind.
+//! Images of Ceph that the kernel itself maps, or shows as devices of its nbd, in an emulated machine whose kernel can; its neighbour is a
+//! node of the usual kind.
 //!
 //! Run by hand: 'cargo xtask test --tier 4'.
 
@@ -8,14 +9,15 @@ use std::time::Duration;
 use dunnage_tests::ceph::{Ceph, Manager, POOL, USER};
 use dunnage_tests::machine::{SWITCH, Switch};
 use dunnage_tests::vm::Vm;
-use dunnage_tests::{BOUND, Node, eventually, scratch, sh};
+use dunnage_tests::{BOUND, Node, Ran, eventually, scratch, sh};
 use serde_json::json;
 
 /// How long it may take until a dead machine's volume is another's: 30 s of it are Ceph's.
 const FAILOVER: Duration = Duration::from_secs(120);
 
-/// A machine whose kernel maps images, and a node where a process carries them.
+/// A machine whose kernel has the module `rbd` or `nbd`, and a node where a process carries images.
 struct Bench {
+    module: &'static str,
     // Dropped in this order: who uses it before what is used.
     vm: Vm,
     node: Node,
@@ -24,20 +26,24 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Option<Bench> {
-        let switch = Switch::new();
-        let ceph = Ceph::start_at(SWITCH, 1, Manager::None)?;
-        let vm = Vm::boot("vm", 9, &scratch())?;
-        let bench = Bench { node: ceph.node("node", ""), vm, ceph, _switch: switch };
+    fn new(module: &'static str) -> Option<Bench> {
+        let bench = Bench::with("plain", module)?;
         bench.vm.start_daemon(&bench.yaml());
         Some(bench)
+    }
+
+    fn with(init: &str, module: &'static str) -> Option<Bench> {
+        let switch = Switch::new();
+        let ceph = Ceph::start_at(SWITCH, 1, Manager::None)?;
+        let vm = Vm::boot(init, module, "vm", 9, &scratch())?;
+        Some(Bench { module, node: ceph.node("node", ""), vm, ceph, _switch: switch })
     }
 
     fn yaml(&self) -> String {
         let (conf, keyring) = (self.ceph.conf(), self.ceph.keyring());
         format!(
             "volumes: {{ defaults: {{ size: 64MiB }} }}\n\
-             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL}, attach: kernel }} }}\n\
+             drivers: {{ pxd: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL} }} }}\n\
              endpoints: {{ docker: [ {{ name: pxd, driver: pxd }} ] }}\n",
             conf.display(),
             keyring.display()
@@ -45,20 +51,25 @@ impl Bench {
     }
 
     /// Emulated, a cold connection to Ceph takes longer than a look-up may: the first to ask may be told so.
-    fn mount(&self, name: &str) -> PathBuf {
-        let mut ran = self.vm.dunnage(&format!("volume mount {name}"));
-        eventually("it is mounted", FAILOVER, || {
+    fn dunnage(&self, args: &str) -> Ran {
+        let mut ran = self.vm.dunnage(args);
+        eventually(&format!("'{args}' is answered"), FAILOVER, || {
             if ran.err.contains("did not answer within 2 s") {
-                ran = self.vm.dunnage(&format!("volume mount {name}"));
+                ran = self.vm.dunnage(args);
             }
             !ran.err.contains("did not answer within 2 s")
         });
-        ran.ok().into()
+        ran
     }
 
-    /// The kernel's devices in the machine.
+    fn mount(&self, name: &str) -> PathBuf {
+        self.dunnage(&format!("volume mount {name}")).ok().into()
+    }
+
+    /// The devices in the machine that have an image.
     fn mapped(&self) -> Vec<String> {
-        self.vm.sh("ls /sys/bus/rbd/devices").ok().split_whitespace().map(str::to_owned).collect()
+        let list = if self.module == "rbd" { "ls /sys/bus/rbd/devices" } else { "ls -d /sys/block/nbd*/pid 2>/dev/null || true" };
+        self.vm.sh(list).ok().split_whitespace().map(str::to_owned).collect()
     }
 
     /// The points that a mount or an unmount comes by in peace, the daemon's and its helpers'.
@@ -102,7 +113,7 @@ impl Bench {
 
 #[test]
 fn a_volume_is_mapped_by_the_kernel_survives_the_daemon_and_goes_to_a_node_where_a_process_carries_it_and_back() {
-    let Some(mut bench) = Bench::new() else { return };
+    let Some(mut bench) = Bench::new("rbd") else { return };
     bench.create("pg");
     let path = bench.mount("pg");
     let shown = bench.vm.dunnage("volume inspect pg").ok();
@@ -156,13 +167,80 @@ fn a_volume_is_mapped_by_the_kernel_survives_the_daemon_and_goes_to_a_node_where
 }
 
 #[test]
+fn a_volume_is_carried_by_nbd_where_the_kernel_has_no_rbd_grows_in_use_and_its_dead_process_takes_no_other_volume_along() {
+    let Some(mut bench) = Bench::new("nbd") else { return };
+    for name in ["pg", "other"] {
+        bench.create(name);
+    }
+    let path = bench.mount("pg");
+    let shown = bench.vm.dunnage("volume inspect pg").ok();
+    assert!(shown.contains("/dev/nbd0"), "{shown}");
+    let write = |word: &str| bench.vm.sh(&format!("echo {word} >>{0}/file; sync {0}/file", path.display()));
+    write("by-nbd").ok();
+
+    // The next daemon finds it, and beside it what an operator has attached by hand.
+    bench.vm.kill_daemon();
+    let conf = format!(
+        "printf '\\n[client.{USER}]\\nkeyring = %s\\n' {} | cat {} - >/run/by-hand.conf",
+        bench.ceph.keyring().display(),
+        bench.ceph.conf().display()
+    );
+    bench.vm.sh(&conf).ok();
+    let theirs = bench.vm.sh(&format!("rbd-nbd map --read-only --conf /run/by-hand.conf --id {USER} {POOL}/pg")).ok();
+    bench.vm.start_daemon(&bench.yaml());
+    assert_eq!(bench.mapped().len(), 2, "it is carried still, once by us");
+    write("still").ok();
+
+    // It grows while it is used, and its filesystem with it.
+    bench.dunnage("volume resize pg 200MiB").ok();
+    let large: u64 = bench.vm.sh(&format!("df --output=size -m {} | tail -1", path.display())).ok().trim().parse().expect("a number");
+    assert!(large > 150, "{large} MiB");
+
+    // In order: the other node has it at once, for nobody is cut off; and back.
+    eventually("it is unmounted", FAILOVER, || bench.vm.dunnage("volume unmount pg").code == 0);
+    assert_eq!(bench.mapped().len(), 1, "it has ended, and the operator's has not");
+    bench.vm.sh(&format!("rbd-nbd unmap {theirs}")).ok();
+    assert_eq!(bench.ceph.pool().cluster().blocklisted(), Ok(Vec::new()));
+    let there = bench.node.mount("pg", "c");
+    assert_eq!(sh(&format!("cat {}/file", there.display())), "by-nbd\nstill");
+    bench.node.unmount("pg", "c");
+
+    // Its process is killed. What it served is an error from then on, and no other volume is given its device.
+    bench.mount("pg");
+    write("again").ok();
+    let killed = bench.vm.sh("cat /sys/block/nbd0/pid").ok();
+    bench.vm.sh(&format!("kill -9 {killed}; for i in $(seq 200); do test -d /proc/{killed} || exit 0; sleep 0.1; done; cat /proc/{killed}/task/*/stack; exit 1")).ok();
+    let said = write("lost");
+    assert_ne!(said.code, 0, "{said:?}");
+    let other = bench.mount("other");
+    let shown = bench.vm.dunnage("volume inspect other").ok();
+    assert!(shown.contains("/dev/nbd1"), "{shown}");
+    bench.vm.sh(&format!("echo fine >{0}/file; sync {0}/file", other.display())).ok();
+    let said = bench.vm.dunnage("volume mount pg");
+    assert!(said.code != 0 && said.err.contains("has died"), "{said:?}");
+    eventually("it is unmounted", FAILOVER, || bench.vm.dunnage("volume unmount pg").code == 0);
+    assert_eq!(bench.ceph.pool().cluster().blocklisted().expect("a list").len(), 1, "who was killed is cut off before the volume is free");
+    let there = bench.node.mount("pg", "c");
+    assert_eq!(sh(&format!("cat {}/file", there.display())), "by-nbd\nstill\nagain");
+    bench.node.unmount("pg", "c");
+    bench.vm.dunnage("volume unmount other").ok();
+    assert!(bench.mapped().is_empty());
+
+    // Where nbd has no device left, it goes the next way.
+    let map = format!("rbd-nbd map --read-only --conf /run/by-hand.conf --id {USER} {POOL}/other");
+    bench.vm.sh(&format!("for i in $(seq 16); do {map} || exit 1; done")).ok();
+    bench.mount("pg");
+    let shown = bench.vm.dunnage("volume inspect pg").ok();
+    assert!(shown.contains("/dev/loop"), "{shown}");
+    bench.vm.dunnage("volume unmount pg").ok();
+    bench.node.finish();
+}
+
+#[test]
 fn what_carries_a_volume_is_outside_of_the_daemon_s_unit_and_outlives_it_under_systemd() {
-    let switch = Switch::new();
-    let Some(ceph) = Ceph::start_at(SWITCH, 1, Manager::None) else { return };
-    let Some(vm) = Vm::boot_with("systemd", "vm", 9, &scratch()) else { return };
-    let bench = Bench { node: ceph.node("node", ""), vm, ceph, _switch: switch };
+    let Some(bench) = Bench::with("systemd", "rbd") else { return };
     let Bench { vm, .. } = &bench;
-    vm.configure(&bench.yaml().replace("attach: kernel", "attach: process"));
+    vm.configure(&bench.yaml().replace("pool:", "attach: process, pool:"));
     // As the installed unit has it.
     let unit = "Type=notify\nKillMode=process\nRestart=on-failure\nExecStart=";
     let unit = format!("[Unit]\nDefaultDependencies=no\n[Service]\n{unit}{}\n", vm.line("start -f --log-level debug"));
@@ -189,7 +267,16 @@ fn what_carries_a_volume_is_outside_of_the_daemon_s_unit_and_outlives_it_under_s
 
 #[test]
 fn law_6_a_machine_that_stood_still_writes_nothing_through_the_kernel_after_its_volume_was_taken() {
-    let Some(mut bench) = Bench::new() else { return };
+    stands_still("rbd");
+}
+
+#[test]
+fn law_6_a_machine_that_stood_still_writes_nothing_through_nbd_after_its_volume_was_taken() {
+    stands_still("nbd");
+}
+
+fn stands_still(module: &'static str) {
+    let Some(mut bench) = Bench::new(module) else { return };
     for name in ["pg", "other"] {
         bench.create(name);
     }
@@ -220,7 +307,16 @@ fn law_6_a_machine_that_stood_still_writes_nothing_through_the_kernel_after_its_
 
 #[test]
 fn law_4_a_mount_by_the_kernel_that_dies_anywhere_is_done_by_a_retry() {
-    let Some(mut bench) = Bench::new() else { return };
+    dies_anywhere("rbd");
+}
+
+#[test]
+fn law_4_a_mount_by_nbd_that_dies_anywhere_is_done_by_a_retry() {
+    dies_anywhere("nbd");
+}
+
+fn dies_anywhere(module: &'static str) {
+    let Some(mut bench) = Bench::new(module) else { return };
     bench.create("pg");
     let path = bench.mount("pg");
     bench.vm.sh(&format!("echo written >{0}/x; sync {0}/x", path.display())).ok();
@@ -248,7 +344,7 @@ fn law_4_a_mount_by_the_kernel_that_dies_anywhere_is_done_by_a_retry() {
 
 #[test]
 fn a_copy_that_is_adopted_gets_a_uuid_of_its_own_through_the_kernel_s_device() {
-    let Some(mut bench) = Bench::new() else { return };
+    let Some(mut bench) = Bench::new("rbd") else { return };
     bench.create("pg");
     bench.ceph.command("rbd", &["cp", "--no-progress", &format!("{POOL}/pg"), &format!("{POOL}/twin")]).ok();
     let fs = |name: &str| {

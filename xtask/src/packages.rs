@@ -79,6 +79,7 @@ const PACKAGES: &[Package] = &[
     package("ceph-mon", &[3, 4], Here::Command("ceph-mon"), "a Ceph cluster that the tests start by themselves: its monitor"),
     package("ceph-osd", &[3, 4], Here::Command("ceph-osd"), "its storage daemons"),
     package("ceph-common", &[3, 4], Here::Command("rbd"), "what an operator types, and librados and librbd, which the driver loads"),
+    package("rbd-nbd", &[4], Here::Command("rbd-nbd"), "carries Ceph's images where the kernel has nbd and no rbd"),
     package("ceph-mds", &[3], Here::Command("ceph-mds"), "the metadata server of its filesystem"),
     package("ceph-fuse", &[3], Here::Command("ceph-fuse"), "mounts that filesystem"),
     of_qemu("qemu-system-common", Here::Command("qemu-storage-daemon"), "carries Ceph's images where the kernel cannot"),

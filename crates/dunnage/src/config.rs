@@ -237,7 +237,7 @@ impl fmt::Display for RemovePolicy {
 const STORE_WORDS: &[(&str, Store)] = &[("images", Store::Images), ("folders", Store::Folders)];
 
 /// [`Way`]'s words; the type is the driver's.
-const WAY_WORDS: &[(&str, Way)] = &[("auto", Way::Auto), ("kernel", Way::Kernel), ("process", Way::Process)];
+const WAY_WORDS: &[(&str, Way)] = &[("auto", Way::Auto), ("kernel", Way::Kernel), ("nbd", Way::Nbd), ("process", Way::Process)];
 
 /// [`Layout`]'s words; the type is the engine's.
 const LAYOUT_WORDS: &[(&str, Layout)] = &[("by-driver", Layout::ByDriver), ("flat", Layout::Flat)];

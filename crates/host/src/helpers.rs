@@ -304,7 +304,8 @@ fn complete(read: &[u8]) -> std::io::Result<Option<&[u8]>> {
 
 /// The life of a helper: one call after the other until the daemon hangs up.
 pub fn helper_main(registry: &Registry) -> std::io::Result<()> {
-    let mut socket = StdUnixStream::from(rustix::io::dup(rustix::stdio::stdin())?);
+    // For nobody that is started here: some outlive the helper, and its death is seen by this socket's.
+    let mut socket = StdUnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
     let mut read = Vec::new();
     let mut chunk = [0; 4096];
     let mut awake_until = Instant::now();

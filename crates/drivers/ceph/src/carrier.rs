@@ -1,20 +1,18 @@
-//! An image as a block device: mapped by the kernel ([`kernel`]) or, where it has no rbd, by a process: `qemu-storage-daemon` shows it
-//! as a file over FUSE, and a loop device is put on that file.
+//! An image as a block device: mapped by the kernel ([`kernel`]) or, where it has no rbd, by a process. Where the kernel has nbd, that
+//! is `rbd-nbd` ([`nbd`]); elsewhere `qemu-storage-daemon` shows it as a file over FUSE, and a loop device is put on that file.
 //!
 //! Such a process carries the volume's data. It is nobody's child, outlives the daemon, and is found again by its folder, which
 //! stands in its command line. What is known of it lies in that folder, beside the file that it serves.
 
-use std::fs::{DirBuilder, File};
+use std::ffi::OsStr;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use dunnage_host::DeviceNumber;
 use dunnage_host::helpers::Task;
-use dunnage_host::linux::{carrier, to_background};
 use dunnage_model::{Bytes, Error, Result, VolumeName};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -23,22 +21,19 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::ClientAddress;
-use crate::kernel::{self, MAPPING, Mapped, Mapping, SAID};
-use crate::tasks::Place;
+use crate::kernel::{self, MAPPING, Mapped, Mapping};
+use crate::nbd::{self, NBD};
+use crate::start::{CONF, SAID};
 
 /// The program.
-const PROGRAM: &str = "qemu-storage-daemon";
+pub const PROGRAM: &str = "qemu-storage-daemon";
 /// The file that shows the image; a loop device is put on it.
 pub const DEVICE: &str = "device";
 /// Its process number, as it writes it itself. It takes it away as the last thing that it does, and who is killed does not.
-const PID: &str = "pid";
+pub const PID: &str = "pid";
 /// As whom it writes. Nobody reads or writes through it before this is there.
 const CLIENT: &str = "client";
-/// The cluster's configuration, with the place of the key.
-const CONF: &str = "ceph.conf";
 
-/// How long it may take to open an image.
-const START: Duration = Duration::from_secs(30);
 /// How long it may take to end: whatever was to be written was flushed before.
 const END: Duration = Duration::from_secs(5);
 
@@ -46,13 +41,46 @@ const END: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Way {
-    /// By the kernel if it can, else by a process.
+    /// By the first of the others that can.
     #[default]
     Auto,
     /// By the kernel's own client.
     Kernel,
-    /// By a process.
+    /// By `rbd-nbd`, as a device of the kernel's nbd.
+    Nbd,
+    /// By `qemu-storage-daemon`, as a file.
     Process,
+}
+
+/// A block device that a carrier makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Its node.
+    pub path: PathBuf,
+    /// Its number.
+    pub number: DeviceNumber,
+}
+
+/// What carries an image, and lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Carrier {
+    /// The kernel's own client.
+    Kernel(Mapped),
+    /// A process whose device this is.
+    Nbd(Device),
+    /// A process that shows it as a file.
+    File,
+}
+
+impl Carrier {
+    /// Its device, if it makes one itself.
+    pub fn device(&self) -> Option<Device> {
+        match self {
+            Carrier::Kernel(mapped) => Some(mapped.device()),
+            Carrier::Nbd(device) => Some(device.clone()),
+            Carrier::File => None,
+        }
+    }
 }
 
 /// How an image stands on this node.
@@ -68,8 +96,8 @@ pub enum Carried {
         client: ClientAddress,
         /// The number of the volume whose image it is.
         volume: Uuid,
-        /// The kernel's device, where the kernel carries it.
-        mapped: Option<Mapped>,
+        /// By what.
+        carrier: Carrier,
     },
     /// What carried it has died.
     Dead,
@@ -80,39 +108,54 @@ pub enum Carried {
 pub enum Ended {
     /// It has closed the image, with every write of its own answered.
     InOrder,
+    /// It has ended because it was told to. Whether that was in order, the cluster knows: who has closed an image is seen there no more.
+    Told(ClientAddress),
     /// It was killed, by whomever: what it had sent may be on its way.
     Killed,
     /// It has not ended: the kernel's device is open.
     Open,
 }
 
-fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
+pub fn os(what: impl std::fmt::Display) -> impl FnOnce(std::io::Error) -> Error {
     move |e| Error::os(what, &e)
 }
 
 /// What it is told to serve: also what it is known by.
-fn export(folder: &Path) -> String {
+pub fn export(folder: &Path) -> String {
     json!({ "type": "fuse", "id": "volume", "node-name": "volume", "mountpoint": folder.join(DEVICE), "writable": true }).to_string()
 }
 
+/// Whether a process of this command line carries the image of this folder. Its program need not come first: who puts it into a scope
+/// becomes it, but not at once.
+fn is_its(line: &[u8], folder: &Path) -> bool {
+    let (export, conf) = (export(folder), folder.join(CONF));
+    let words = || line.split(|byte| *byte == 0);
+    let names = |program: &str| words().any(|word| Path::new(OsStr::from_bytes(word)).file_name() == Some(program.as_ref()));
+    let has = |what: &[u8]| words().any(|word| word == what);
+    names(PROGRAM) && has(export.as_bytes()) || names(nbd::PROGRAM) && has(conf.as_os_str().as_bytes())
+}
+
 /// Its process.
-fn process(folder: &Path) -> Result<Option<Pid>> {
-    let export = export(folder);
-    let is_it = |pid: &Pid| {
-        let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        let is_program = |word: &[u8]| Path::new(std::ffi::OsStr::from_bytes(word)).file_name() == Some(PROGRAM.as_ref());
-        // Its name need not come first: who puts it into a scope becomes it, but not at once.
-        let mut words = line.split(|byte| *byte == 0);
-        words.any(is_program) && words.any(|word| word == export.as_bytes())
-    };
+pub fn process(folder: &Path) -> Result<Option<Pid>> {
+    let is_it = |pid: &Pid| is_its(&std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default(), folder);
     let number = |text: &str| text.trim().parse().ok().and_then(Pid::from_raw);
-    let written = std::fs::read_to_string(folder.join(PID)).ok().and_then(|text| number(&text));
+    let written = [PID, NBD].iter().find_map(|file| number(&std::fs::read_to_string(folder.join(file)).ok()?));
     if let Some(pid) = written.filter(is_it) {
         return Ok(Some(pid));
     }
-    // It may not have come as far as writing it down.
+    // It may not have come as far as that.
     let all = std::fs::read_dir("/proc").map_err(os("cannot list /proc"))?;
     Ok(all.flatten().filter_map(|entry| number(entry.file_name().to_str()?)).find(is_it))
+}
+
+/// What carries the image of this folder, and lives.
+fn carrier_of(folder: &Path) -> Result<Option<Carrier>> {
+    if let Some(mapping) = Mapping::read(folder)? {
+        let client = named(folder)?.map(|(client, _)| client);
+        return Ok(mapping.mapped(client)?.map(Carrier::Kernel));
+    }
+    let Some(pid) = process(folder)? else { return Ok(None) };
+    if folder.join(NBD).exists() { Ok(nbd::device(pid).map(Carrier::Nbd)) } else { Ok(Some(Carrier::File)) }
 }
 
 /// Looks how an image stands on this node.
@@ -131,15 +174,13 @@ impl Task for Look {
         if !folder.is_dir() {
             return Ok(Carried::No);
         }
-        let mapped = match Mapping::read(&folder)? {
-            Some(mapping) => match mapped(&folder, &mapping)? {
-                None => return Ok(Carried::Dead),
-                mapped => mapped,
-            },
-            None if process(&folder)?.is_none() => return Ok(Carried::Dead),
-            None => None,
-        };
-        Ok(named(&folder)?.map_or(Carried::Unnamed, |(client, volume)| Carried::By { client, volume, mapped }))
+        Ok(match (carrier_of(&folder)?, named(&folder)?) {
+            (Some(carrier), Some((client, volume))) => Carried::By { client, volume, carrier },
+            (Some(_), None) => Carried::Unnamed,
+            // It may not have come as far as a device.
+            (None, None) if process(&folder)?.is_some() => Carried::Unnamed,
+            (None, _) => Carried::Dead,
+        })
     }
 }
 
@@ -155,107 +196,10 @@ fn named(folder: &Path) -> Result<Option<(ClientAddress, Uuid)>> {
     Ok(Some((client.parse()?, volume.parse().map_err(|_| damaged())?)))
 }
 
-/// The kernel's device of a mapping that was written into this folder.
-fn mapped(folder: &Path, mapping: &Mapping) -> Result<Option<Mapped>> {
-    mapping.mapped(named(folder)?.map(|(client, _)| client))
-}
-
-/// Whether the device of this number is the kernel's for this folder.
-pub fn is_mapped_as(folder: &Path, number: DeviceNumber) -> bool {
-    let found = Mapping::read(folder).and_then(|mapping| mapping.map_or(Ok(None), |mapping| mapped(folder, &mapping)));
-    found.is_ok_and(|found| found.is_some_and(|found| found.number == number))
-}
-
-/// What came of a start.
-#[derive(Serialize, Deserialize)]
-pub struct Started {
-    /// The kernel's device. A process does not say as whom it writes.
-    pub mapped: Option<Mapped>,
-    /// Why it is not the kernel, which could have been.
-    pub why_not: Option<String>,
-}
-
-/// Has an image carried, and waits until it can be used.
-#[derive(Serialize, Deserialize)]
-pub struct Start {
-    /// By what.
-    pub way: Way,
-    /// Its folder.
-    pub folder: PathBuf,
-    /// The image's pool.
-    pub place: Place,
-    /// The image.
-    pub image: String,
-}
-
-impl Task for Start {
-    const NAME: &'static str = "ceph.start";
-    type Output = Started;
-
-    fn run(self) -> Result<Started> {
-        let Start { way, folder, place: Place { access, pool }, image } = self;
-        let what = format!("cannot make {}", folder.display());
-        DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(os(&what))?;
-        // The key is where the configuration says, or where ours does.
-        let mut conf = std::fs::read_to_string(&access.conf).map_err(os(format_args!("cannot read {}", access.conf.display())))?;
-        conf.push_str(&format!("\n[client.{}]\nclient mount timeout = {}\n", access.user, START.as_secs() / 2));
-        if let Some(keyring) = &access.keyring {
-            conf.push_str(&format!("keyring = {}\n", keyring.display()));
-        }
-        std::fs::write(folder.join(CONF), conf).map_err(os(&what))?;
-        File::create(folder.join(DEVICE)).map_err(os(&what))?;
-        let mut why_not = None;
-        if way == Way::Kernel || way == Way::Auto && kernel::is_here() {
-            let why = kernel::map(&folder, &folder.join(CONF), &access.user, &pool, &image)?;
-            if let Some(mapped) = Mapping::read(&folder)?.map_or(Ok(None), |mapping| mapping.mapped(None))? {
-                return Ok(Started { mapped: Some(mapped), why_not: None });
-            }
-            let why = why.unwrap_or_else(|| "it is mapped, and the kernel does not show it".to_owned());
-            if way == Way::Kernel {
-                clear(&folder)?;
-                let next = "look at the kernel's log, and whether the package ceph-common is installed; or leave 'attach' out of the driver's settings";
-                return Err(Error::unavailable(format!("the kernel cannot map image {image:?} of pool {pool:?}: {why}"), next));
-            }
-            std::fs::remove_file(folder.join(MAPPING)).map_err(os(&what))?;
-            why_not = Some(why);
-        }
-        let blockdev = json!({
-            "driver": "rbd",
-            "node-name": "volume",
-            "pool": pool,
-            "image": image,
-            "conf": folder.join(CONF),
-            "user": access.user,
-            "discard": "unmap",
-            // Nothing is kept in a process that may die.
-            "cache": { "direct": true },
-        });
-        let said = File::options().create(true).truncate(true).write(true).mode(0o600).open(folder.join(SAID)).map_err(os(&what))?;
-        let mut command = carrier(PROGRAM);
-        command.args(["--blockdev", &blockdev.to_string(), "--export", &export(&folder), "--daemonize", "--pidfile"]);
-        command.arg(folder.join(PID)).stdout(Stdio::null()).stderr(said);
-        let status = to_background(&mut command, START).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => Error::unavailable(
-                format!("there is neither an rbd module in this kernel nor {PROGRAM} on this node"),
-                "install the packages qemu-system-common and qemu-block-extra",
-            ),
-            _ => os(format_args!("cannot start {PROGRAM}"))(e),
-        })?;
-        let Some(status) = status else {
-            // The one that was waited for.
-            end(&folder, Duration::ZERO)?;
-            let detail = format!("image {image:?} of pool {pool:?} could not be opened within {} s", START.as_secs());
-            return Err(Error::unavailable(detail, "look at 'ceph status' and at the network to its storage daemons"));
-        };
-        if status.success() {
-            return Ok(Started { mapped: None, why_not });
-        }
-        let said = std::fs::read_to_string(folder.join(SAID)).unwrap_or_default();
-        let last = said.lines().last().unwrap_or("it said nothing").chars().take(300).collect::<String>();
-        clear(&folder)?;
-        let next = format!("look at the image with 'rbd info {pool}/{image}', and at the key of client.{}", access.user);
-        Err(Error::unavailable(format!("{PROGRAM} cannot show image {image:?} of pool {pool:?}: {last}"), next))
-    }
+/// Whether the device of this number is what carries the image of this folder.
+pub fn has_device(folder: &Path, number: DeviceNumber) -> bool {
+    let device = carrier_of(folder).map(|carrier| carrier.and_then(|carrier| carrier.device()));
+    device.is_ok_and(|device| device.is_some_and(|device| device.number == number))
 }
 
 /// Writes down as whom the process writes: from now on it is used.
@@ -293,36 +237,60 @@ impl Task for End {
     type Output = Ended;
 
     fn run(self) -> Result<Ended> {
-        if let Some(mapping) = Mapping::read(&self.folder)? {
-            let mapped = mapped(&self.folder, &mapping)?;
-            if let Some(mapped) = &mapped
+        let folder = &self.folder;
+        let carrier = carrier_of(folder)?;
+        if Mapping::read(folder)?.is_some() {
+            if let Some(Carrier::Kernel(mapped)) = &carrier
                 && !kernel::unmap(mapped)?
             {
                 return Ok(Ended::Open);
             }
-            clear(&self.folder)?;
+            clear(folder)?;
             // Who unmapped it may have been in a hurry.
-            return Ok(if mapped.is_some() { Ended::InOrder } else { Ended::Killed });
+            return Ok(if carrier.is_some() { Ended::InOrder } else { Ended::Killed });
         }
-        end(&self.folder, END)?;
-        let in_order = !self.folder.join(PID).exists();
-        clear(&self.folder)?;
-        Ok(if in_order { Ended::InOrder } else { Ended::Killed })
+        // Who is told to end lets go of its device, whoever uses that; from here on nobody begins to.
+        let kept = match &carrier {
+            Some(Carrier::Nbd(device)) => match nbd::keep(device)? {
+                None => return Ok(Ended::Open),
+                kept => kept,
+            },
+            _ => None,
+        };
+        let told = end(folder, END)?;
+        drop(kept);
+        let (client, by_nbd) = (named(folder)?, folder.join(NBD).exists());
+        let was_killed = if by_nbd { !told } else { folder.join(PID).exists() };
+        clear(folder)?;
+        Ok(match client {
+            _ if was_killed => Ended::Killed,
+            Some((client, _)) if by_nbd => Ended::Told(client),
+            _ => Ended::InOrder,
+        })
     }
 }
 
-/// Ends it, if it runs.
-fn end(folder: &Path, patience: Duration) -> Result<()> {
-    let Some(pid) = process(folder)? else { return Ok(()) };
-    let failed = |e: rustix::io::Errno| Error::os(format_args!("cannot end {PROGRAM} (pid {})", pid.as_raw_nonzero()), &e.into());
+/// Ends it, if it runs: one after the other, where it has not gone to the background yet. Says whether it ran, and ended when it was
+/// told to.
+pub fn end(folder: &Path, patience: Duration) -> Result<bool> {
+    let mut told = None;
+    while let Some(pid) = process(folder)? {
+        told = Some(end_one(folder, pid, patience)? && told.unwrap_or(true));
+    }
+    Ok(told.unwrap_or(false))
+}
+
+fn end_one(folder: &Path, pid: Pid, patience: Duration) -> Result<bool> {
+    let who = format!("what carries the image of {} (pid {})", folder.display(), pid.as_raw_nonzero());
+    let failed = |e: rustix::io::Errno| Error::os(format_args!("cannot end {who}"), &e.into());
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        Err(rustix::io::Errno::SRCH) => return Ok(false),
         Err(e) => return Err(failed(e)),
     };
     // From here on the number cannot become another's; it may have before.
     if process(folder)? != Some(pid) {
-        return Ok(());
+        return Ok(false);
     }
     let ended_by = |signal, patience: Duration| -> Result<bool> {
         match pidfd_send_signal(&pidfd, signal) {
@@ -334,31 +302,54 @@ fn end(folder: &Path, patience: Duration) -> Result<()> {
         Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).map_err(failed)? > 0)
     };
     if !patience.is_zero() && ended_by(Signal::TERM, patience)? {
-        return Ok(());
+        return Ok(true);
     }
     if ended_by(Signal::KILL, END)? {
-        return Ok(());
+        return Ok(false);
     }
-    Err(Error::unavailable(format!("{PROGRAM} (pid {}) does not die", pid.as_raw_nonzero()), "look what it waits for in the kernel"))
+    Err(Error::unavailable(format!("{who} does not die"), "look what it waits for in the kernel"))
+}
+
+/// Takes a file away, if it is there.
+pub fn forget(folder: &Path, file: &str) -> Result<()> {
+    match std::fs::remove_file(folder.join(file)) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(os(format_args!("cannot take {} away", folder.join(file).display()))(e)),
+        _ => Ok(()),
+    }
 }
 
 /// Takes away what a process that has ended leaves.
-fn clear(folder: &Path) -> Result<()> {
+pub fn clear(folder: &Path) -> Result<()> {
     let what = format!("cannot take {} away", folder.display());
     match rustix::mount::unmount(folder.join(DEVICE), rustix::mount::UnmountFlags::NOFOLLOW) {
         // It did so itself.
         Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
         Err(e) => return Err(os(what)(e.into())),
     }
-    for file in [DEVICE, PID, CLIENT, "client.new", CONF, SAID, MAPPING, "mapping.new"] {
-        match std::fs::remove_file(folder.join(file)) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(os(what)(e)),
-            _ => {}
-        }
+    for file in [DEVICE, PID, NBD, CLIENT, "client.new", CONF, SAID, MAPPING, "mapping.new"] {
+        forget(folder, file)?;
     }
     match std::fs::remove_dir(folder) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(os(what)(e)),
         _ => Ok(()),
+    }
+}
+
+/// Waits until the device that a process serves is as long as its image.
+#[derive(Serialize, Deserialize)]
+pub struct WaitForSize {
+    /// Its device.
+    pub device: Device,
+    /// How long that is to be at least.
+    pub size: Bytes,
+}
+
+impl Task for WaitForSize {
+    const NAME: &'static str = "ceph.wait-for-size";
+    type Output = ();
+
+    fn run(self) -> Result<()> {
+        nbd::wait_for_size(&self.device, self.size)
     }
 }
 
@@ -386,7 +377,7 @@ impl Task for Lengthen {
     }
 }
 
-/// The volumes whose images are on this node, and the kernel's devices of those that it carries.
+/// The volumes whose images are on this node, and what carries them.
 #[derive(Serialize, Deserialize)]
 pub struct All {
     /// The folder of their folders.
@@ -395,7 +386,7 @@ pub struct All {
 
 impl Task for All {
     const NAME: &'static str = "ceph.all";
-    type Output = Vec<(VolumeName, Option<Mapped>)>;
+    type Output = Vec<(VolumeName, Option<Carrier>)>;
 
     fn run(self) -> Result<Self::Output> {
         let entries = match std::fs::read_dir(&self.folder) {
@@ -403,7 +394,6 @@ impl Task for All {
             entries => entries.map_err(os(format_args!("cannot list {}", self.folder.display())))?,
         };
         let all = entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
-        let mapped = |folder: &Path| Mapping::read(folder)?.map_or(Ok(None), |mapping| mapped(folder, &mapping));
-        all.map(|(name, folder)| Ok((name, mapped(&folder)?))).collect()
+        all.map(|(name, folder)| Ok((name, carrier_of(&folder)?))).collect()
     }
 }

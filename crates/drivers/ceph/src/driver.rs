@@ -19,9 +19,9 @@ use dunnage_model::{
 };
 use uuid::Uuid;
 
-use crate::carrier::{self, Carried, Ended, Started, Way};
-use crate::kernel::Mapped;
+use crate::carrier::{self, Carried, Carrier, Device, Ended, Way};
 use crate::node::{self, GiveSign, ReadSign};
+use crate::start::{Start, Started};
 use crate::tasks::{
     AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LengthenImage, ListImages,
     ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
@@ -223,21 +223,29 @@ impl Ceph {
         }
         Ok(match self.end(name).await? {
             Ended::InOrder => Detached::Done,
-            Ended::Killed => Detached::Killed,
+            Ended::Told(client) if self.sees(name, client).await == Ok(false) => Detached::Done,
+            // (Where nobody can say so, too: then it is cut off.)
+            Ended::Told(_) | Ended::Killed => Detached::Killed,
             Ended::Open => Detached::Lingering,
         })
     }
 
-    /// Begins to carry an image, and finds out as whom. Gives the kernel's device, if it is the kernel.
+    /// Whether the cluster sees a client that has a volume's image open.
+    async fn sees(&self, name: &VolumeName, client: ClientAddress) -> Result<bool> {
+        let Found { stored, .. } = self.there(name).await?;
+        Ok(self.watchers(name, &stored).await?.contains(&client))
+    }
+
+    /// Begins to carry an image, and finds out as whom. Gives the device, if what carries it makes one itself.
     async fn start(&self, name: &VolumeName, stored: &Stored, way: Way) -> Result<Option<Attached>> {
         let (folder, place, image) = (self.folder(name), self.place(&stored.pool), stored.image_name());
         let before = self.watchers(name, stored).await?;
-        let Started { mapped, why_not } = self.here(name, carrier::Start { way, folder: folder.clone(), place, image }).await?;
-        if let Some(why) = why_not {
-            tracing::warn!(volume = %name, "the kernel cannot map its image, a process carries it: {why}");
+        let Started { device, client, why_not } = self.here(name, Start { way, folder: folder.clone(), place, image }).await?;
+        for why in why_not {
+            tracing::warn!(volume = %name, "its image is carried otherwise: {why}");
         }
-        let client = match &mapped {
-            Some(mapped) => mapped.client,
+        let client = match client {
+            Some(client) => client,
             None => {
                 let new: Vec<ClientAddress> = self.watchers(name, stored).await?.difference(&before).copied().collect();
                 let [client] = new[..] else {
@@ -250,7 +258,7 @@ impl Ceph {
             }
         };
         self.here(name, carrier::Tell { folder, client, volume: stored.volume.id }).await?;
-        Ok(mapped.map(|mapped| Attached { path: mapped.path(), number: mapped.number, found: false }))
+        Ok(device.map(|Device { path, number }| Attached { path, number, found: false }))
     }
 
     async fn watchers(&self, name: &VolumeName, stored: &Stored) -> Result<BTreeSet<ClientAddress>> {
@@ -352,9 +360,9 @@ impl Driver for Ceph {
         }
         let cut = |client: &ClientAddress| stored.owner.cut.contains(&Client(client.to_string()));
         let found = match self.look(name).await? {
-            Carried::By { client, volume, mapped } if volume == stored.volume.id && !cut(&client) => {
-                if let Some(mapped) = mapped {
-                    return Ok(Attached { path: mapped.path(), number: mapped.number, found: true });
+            Carried::By { client, volume, carrier } if volume == stored.volume.id && !cut(&client) => {
+                if let Some(Device { path, number }) = carrier.device() {
+                    return Ok(Attached { path, number, found: true });
                 }
                 true
             }
@@ -388,16 +396,16 @@ impl Driver for Ceph {
     }
 
     fn has_in_place(&self, name: &VolumeName, device: DeviceNumber) -> bool {
-        self.host.loops.has_in_place(&self.file(name), device) || carrier::is_mapped_as(&self.folder(name), device)
+        self.host.loops.has_in_place(&self.file(name), device) || carrier::has_device(&self.folder(name), device)
     }
 
     async fn attachments(&self) -> Result<Vec<Attachment>> {
         let names = run(&*self.host.runner, &carrier::All { folder: self.settings.folder.clone() }).await?;
         let loops = self.host.loops.list(&self.settings.folder).await?;
-        let of = |(name, mapped): (VolumeName, Option<Mapped>)| {
+        let of = |(name, carrier): (VolumeName, Option<Carrier>)| {
             let path = self.file(&name).path();
             let on_file = || loops.iter().find(|device| device.backing == path).map(|device| device.number);
-            let number = mapped.map(|mapped| mapped.number).or_else(on_file)?;
+            let number = carrier.and_then(|carrier| carrier.device()).map(|device| device.number).or_else(on_file)?;
             Some(Attachment { name, number })
         };
         Ok(names.into_iter().filter_map(of).collect())
@@ -438,20 +446,24 @@ impl Driver for Ceph {
 impl Expand for Ceph {
     async fn expand(&self, name: &VolumeName, size: Bytes) -> Result<VolumeInfo> {
         let Found { stored, .. } = self.there(name).await?;
+        let lengthen = || self.ask(name, LengthenImage { place: self.place(&stored.pool), name: stored.image_name(), size });
         match self.look(name).await? {
-            Carried::By { mapped: Some(mapped), .. } => {
-                let detail = format!("the kernel has it as {} for itself alone, and so nobody can make it longer", mapped.path().display());
+            Carried::By { carrier: Carrier::Kernel(mapped), .. } => {
+                let path = mapped.device().path;
+                let detail = format!("the kernel has it as {} for itself alone, and so nobody can make it longer", path.display());
                 let next =
                     "end what uses it on this node, and resize it then (with 'attach: process' in the driver's settings it grows in use)";
                 return Err(Error::in_use(Vec::new(), HERE, detail, next).of(name));
             }
-            Carried::By { .. } => {
+            Carried::By { carrier: Carrier::Nbd(device), .. } => {
+                lengthen().await?;
+                self.here(name, carrier::WaitForSize { device, size }).await?;
+            }
+            Carried::By { carrier: Carrier::File, .. } => {
                 self.here(name, carrier::Lengthen { folder: self.folder(name), size }).await?;
                 self.host.loops.lengthen(&self.file(name)).await.map_err(|e| e.of(name))?;
             }
-            Carried::No => {
-                self.ask(name, LengthenImage { place: self.place(&stored.pool), name: stored.image_name(), size }).await?;
-            }
+            Carried::No => lengthen().await?,
             Carried::Unnamed | Carried::Dead => {
                 let detail = "what carried it on this node has died";
                 return Err(Error::unavailable(detail, "end what uses it on this node; then ask again").of(name));

@@ -4,7 +4,7 @@
 //! client of its own (`noshare`), for whoever fences a client fences all that it has.
 
 use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ use dunnage_model::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::ClientAddress;
+use crate::carrier::Device;
+use crate::start::Start;
 
 /// Where the module shows itself.
 const BUS: &str = "/sys/bus/rbd";
 /// What of an image was to be mapped, written before it was.
 pub const MAPPING: &str = "mapping";
-/// What the command said.
-pub const SAID: &str = "said";
 /// A client for each image, which nobody else may write to as long as it is mapped; and its device is made by the kernel itself.
 const OPTIONS: &str = "noshare,exclusive,noudev";
 /// How long a mapping may take.
@@ -34,14 +34,13 @@ pub struct Mapped {
     image: String,
     /// As whom the kernel writes to it.
     pub client: ClientAddress,
-    /// Its number as a block device.
-    pub number: DeviceNumber,
+    number: DeviceNumber,
 }
 
 impl Mapped {
     /// Its device.
-    pub fn path(&self) -> PathBuf {
-        format!("/dev/rbd{}", self.id).into()
+    pub fn device(&self) -> Device {
+        Device { path: format!("/dev/rbd{}", self.id).into(), number: self.number }
     }
 
     fn read(id: u32) -> Option<Mapped> {
@@ -91,27 +90,32 @@ impl Mapping {
 
 /// Whether this kernel has the module; it is loaded if need be.
 pub fn is_here() -> bool {
-    let is_loaded = || Path::new(BUS).exists();
-    let load = || to_background(Command::new("modprobe").args(["-q", "rbd"]).stdout(Stdio::null()).stderr(Stdio::null()), PATIENCE);
-    is_loaded() || load().is_ok() && is_loaded()
+    has_module("rbd", Path::new(BUS))
 }
 
-/// Has the kernel map an image. `conf` says where the cluster is and where the key is. Gives what the command had to say about it
-/// when it failed.
-pub fn map(folder: &Path, conf: &Path, user: &str, pool: &str, image: &str) -> Result<Option<String>> {
-    let same = |one: &Mapped| one.pool == pool && one.image == image;
+/// Whether the kernel has a module, which shows itself there; it is loaded if need be.
+pub fn has_module(name: &str, shows: &Path) -> bool {
+    let load = || to_background(Command::new("modprobe").args(["-q", name]).stdout(Stdio::null()).stderr(Stdio::null()), PATIENCE);
+    shows.exists() || load().is_ok() && shows.exists()
+}
+
+/// Has the kernel map an image. Gives what the command had to say about it when it failed.
+pub fn map(start: &Start) -> Result<Option<String>> {
+    let (folder, pool, image) = (&start.folder, &start.place.pool, &start.image);
+    let same = |one: &Mapped| one.pool == *pool && one.image == *image;
     let before = all()?.into_iter().filter(same).map(|one| one.id).collect();
-    let mapping = Mapping { pool: pool.to_owned(), image: image.to_owned(), before };
+    let mapping = Mapping { pool: pool.clone(), image: image.clone(), before };
     let (path, new) = (folder.join(MAPPING), folder.join("mapping.new"));
     let text = serde_json::to_vec(&mapping).map_err(|e| Error::internal(format!("a mapping cannot be written: {e}")))?;
     let write = || std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
     write().map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))?;
-    let said = folder.join(SAID);
+    let said = start.said();
     let try_with = |options: &str| -> Result<Option<String>> {
         let to = std::fs::File::create(&said).map_err(|e| Error::os(format_args!("cannot make {}", said.display()), &e))?;
         // It dies with the helper that waits for it: nothing is mapped behind the back of a retry.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "rbd", "--conf"]).arg(conf).args(["--id", user, "device", "map", "--options", options]);
+        command.args(["--pdeathsig", "KILL", "rbd", "--conf"]).arg(start.conf());
+        command.args(["--id", &start.place.access.user, "device", "map", "--options", options]);
         command.args(["--pool", pool, "--image", image]).stdout(Stdio::null()).stderr(to);
         match to_background(&mut command, PATIENCE) {
             Ok(Some(status)) if status.success() => Ok(None),
@@ -141,6 +145,6 @@ pub fn unmap(mapped: &Mapped) -> Result<bool> {
         Err(e) if e.kind() == ErrorKind::ResourceBusy => Ok(false),
         // It is gone.
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(true),
-        Err(e) => Err(Error::os(format_args!("cannot unmap {}", mapped.path().display()), &e)),
+        Err(e) => Err(Error::os(format_args!("cannot unmap {}", mapped.device().path.display()), &e)),
     }
 }

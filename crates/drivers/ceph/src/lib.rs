@@ -15,8 +15,10 @@ mod image;
 mod index;
 mod kernel;
 mod library;
+mod nbd;
 mod node;
 mod pool;
+mod start;
 pub mod tasks;
 mod volumes;
 

@@ -104,7 +104,7 @@ fn ceph_yaml(name: &str, ceph: &CephConfig) -> String {
     lines.extend(repl.map(|repl| format!("    repl: {repl}")));
     lines.push(format!("    make_pools: {make_pools}"));
     lines.push(format!("    timeout: {}s\n    silence: {}s", timeout.as_secs(), silence.as_secs()));
-    lines.push(format!("    attach: {}  # auto | kernel | process", word_of(*attach, WAY_WORDS)));
+    lines.push(format!("    attach: {}  # auto | kernel | nbd | process", word_of(*attach, WAY_WORDS)));
     lines.join("\n")
 }
 
