@@ -72,11 +72,12 @@ fn new(parameters: &str) -> Result<Handle, String> {
             "state_dir" => settings.folder = value.into(),
             "driver" => settings.driver = value,
             "folders" => settings.folders = value.split(',').map(|folder| PathBuf::from(folder.trim())).collect(),
+            "dvdcli" => settings.programs = value.split(',').map(|program| program.trim().to_owned()).collect(),
             "binary" => binary = value,
             // The predecessor's, which wanted to know where the agent's own state is.
             "work_dir" => {}
             other => {
-                let known = ["plugins", "state_dir", "driver", "folders", "binary"];
+                let known = ["plugins", "state_dir", "driver", "folders", "dvdcli", "binary"];
                 return Err(format!("parameter {other:?} is unknown; there are {}", known.join(", ")));
             }
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use dunnage_dvdcli::Places;
 use dunnage_frontend_mesos::{Bind, Isolator, Settings};
 use dunnage_tests::{BOUND, Node, eventually, is_mounted, sh};
+use rustix::fs::{CWD, RenameFlags};
 
 type Environment = Vec<(String, String)>;
 
@@ -141,6 +142,7 @@ fn all_or_nothing_and_what_was_refused_holds_nothing() {
     );
     node.wait_until_released("pg");
     refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_CONTAINERPATH", "/etc")], "DVDI_VOLUME_CONTAINERPATH");
+    refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_DVDCLI", "/tmp/x")], "no task chooses what is run as root");
     refused(&[("DVDI_VOLUME_NAME", "not-there"), ("DVDI_VOLUME_EXPLICITCREATE", "true")], "not-there");
     refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_DRIVER", "nobody")], "no volume plugin \"nobody\"");
     let said = run(agent.prepare("../../etc/x", &environment(&[("DVDI_VOLUME_NAME", "pg")]), None)).expect_err("no id").to_string();
@@ -206,6 +208,55 @@ fn law_12_no_link_leads_a_volume_out_of_its_root() {
         .cli(&["mesos", "bind", "--outside", &outside.to_string(), &path.display().to_string(), &root.display().to_string(), "etc"])
         .fails(2);
     assert!(said.contains("host's own namespace"), "{said}");
+    node.unmount("pg", "a");
+    eventually("it is let go of", BOUND, || !is_mounted(&path));
+    node.finish();
+}
+
+/// A task swaps the way for a link out of its root, and for nothing, all the while: some binds are refused, and none lands elsewhere.
+#[test]
+fn law_12_what_is_swapped_while_a_volume_is_bound_leads_it_nowhere_else() {
+    let mut node = Node::started();
+    node.fill("pg");
+    let path = node.mount("pg", "a");
+    let (root, victim, away) = (node.folder.join("root"), node.folder.join("victim"), node.folder.join("away"));
+    sh(&format!("mkdir -p {0}/way/x {1}/x/y {0}/x; ln -s {1} {0}/link", root.display(), victim.display()));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let swaps = || {
+        let (way, link) = (root.join("way"), root.join("link"));
+        let mut count = 0;
+        while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            for _ in 0..2 {
+                rustix::fs::renameat_with(CWD, &way, CWD, &link, RenameFlags::EXCHANGE).expect("swapped");
+            }
+            std::fs::rename(&way, &away).expect("gone");
+            // What was missing is made meanwhile, now and then.
+            while std::fs::rename(&away, &way).is_err() {
+                let _ = std::fs::remove_dir_all(&way);
+            }
+            count += 1;
+        }
+        count
+    };
+    let outside = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/mnt").expect("a namespace"));
+    // Each says where the volume is to be seen now, if anywhere.
+    let bind = |links: &str| {
+        let line = format!("mesos bind --outside {outside} {links} {} {} way/x/y", path.display(), root.display());
+        let script = format!("{} {line} || echo refused; cut -d ' ' -f 5 /proc/self/mountinfo", dunnage_tests::binary().display());
+        let ran = std::process::Command::new("unshare").args(["--mount", "--propagation", "unchanged", "sh", "-c", &script]).output();
+        String::from_utf8_lossy(&ran.expect("unshare").stdout).into_owned()
+    };
+    let (seen, swapped) = std::thread::scope(|scope| {
+        let swapper = scope.spawn(swaps);
+        let seen: Vec<String> = (0..200).map(|n| bind(["", "--links"][n % 2])).collect();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        (seen, swapper.join().expect("it swaps"))
+    });
+    let refused = seen.iter().filter(|said| said.starts_with("refused")).count();
+    println!("{refused} of {} refused, {swapped} times swapped", seen.len());
+    assert!(refused > 0 && refused < seen.len(), "{refused}: nothing was in the way, or everything");
+    let victim = victim.display().to_string();
+    assert!(seen.iter().all(|said| said.lines().all(|mounted| !mounted.starts_with(&victim))), "it was shown outside of the root");
     node.unmount("pg", "a");
     eventually("it is let go of", BOUND, || !is_mounted(&path));
     node.finish();

@@ -93,7 +93,7 @@ fn what_would_be_refused_is_refused_with_the_same_words_and_code() {
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_OPTS":"sise=3""#), 2, "sise"),
         (app(r#""DVDI_VOLUME_NAME":"a b""#), 2, "DVDI_VOLUME_NAME"),
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_CONTAINERPATH":"/a/../../etc""#), 2, "'..'"),
-        (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_DVDCLI":"/tmp/x""#), 0, "/tmp/x is not run"),
+        (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_DVDCLI":"/tmp/x""#), 9, "DVDI_VOLUME_DVDCLI is \"/tmp/x\""),
         (app(r#""DVDI_VOLUME_OPTS":"size=5""#), 0, "has no DVDI_VOLUME_NAME"),
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_EXPLICITCREATE":"true""#), 0, "it must be there before"),
     ] {

@@ -205,8 +205,8 @@ fn environment(workload: &mut Workload, variables: &[(String, String)]) {
                     .push("its environment says something of a volume, and has no DVDI_VOLUME_NAME: nothing is mounted".to_owned());
             }
             for slot in slots {
-                if let Some(program) = slot.dvdcli {
-                    workload.notes.push(format!("slot {}: {program} is not run: no task chooses what is run as root", slot.number));
+                if let Err(e) = slot.refuse_program(&[]) {
+                    workload.refused.push(e);
                 }
                 workload.volumes.push(Wanted {
                     road: Road::Module { slot: slot.number },

@@ -40,6 +40,8 @@ pub struct Settings {
     pub driver: String,
     /// Beneath which folders a container without an image may have volumes.
     pub folders: Vec<PathBuf>,
+    /// Programs that a task may name for its volumes: they are not run.
+    pub programs: Vec<String>,
     /// Hears what the operator should know and no call can say.
     pub tell: fn(&str),
 }
@@ -51,6 +53,7 @@ impl Default for Settings {
             folder: "/run/dunnage/mesos".into(),
             driver: crate::slots::DRIVER.to_owned(),
             folders: FOLDERS.map(PathBuf::from).to_vec(),
+            programs: Vec::new(),
             tell: |_| {},
         }
     }
@@ -119,6 +122,7 @@ impl Isolator {
             return Ok(Vec::new());
         }
         let id = id_of(container)?;
+        wanted.iter().try_for_each(|slot| slot.refuse_program(&self.settings.programs))?;
         let places = wanted.iter().map(|slot| self.place(slot, image)).collect::<Result<Vec<_>>>()?;
         let turn = self.turn(container);
         let _turn = turn.lock().await;
@@ -252,9 +256,12 @@ impl Isolator {
             return Ok(Some(place));
         }
         let folders: Vec<String> = self.settings.folders.iter().map(|folder| folder.display().to_string()).collect();
-        let variable = format!("DVDI_VOLUME_CONTAINERPATH{}", if slot.number == 0 { String::new() } else { slot.number.to_string() });
         let detail = format!("a task without an image may have volumes beneath {}, and {path:?} is not", folders.join(", "));
-        Err(Error::invalid(&variable, detail, "choose another path, or give the task an image; the operator may allow more ('folders')"))
+        Err(Error::invalid(
+            slot.variable("CONTAINERPATH"),
+            detail,
+            "choose another path, or give the task an image; the operator may allow more ('folders')",
+        ))
     }
 
     fn turn(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {

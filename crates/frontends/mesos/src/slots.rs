@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use dunnage_model::{EndpointName, Error, Result, nearest, parse_name, split_options};
+use dunnage_model::{EndpointName, Error, Kind, Result, nearest, parse_name, split_options};
 
 /// What every variable of ours begins with.
 const PREFIX: &str = "DVDI_VOLUME_";
@@ -17,6 +17,9 @@ pub const DRIVER: &str = "rexray";
 pub const MOST: usize = 64;
 /// And no value is longer.
 const LONGEST: usize = 4096;
+
+/// The program that a task may name for a volume without anybody allowing it: it is the one that was meant anyway.
+pub const PROGRAM: &str = "/usr/bin/dvdcli";
 
 /// The variables of one slot, by what stands behind [`PREFIX`].
 const WORDS: [&str; 6] = ["NAME", "DRIVER", "OPTS", "CONTAINERPATH", "EXPLICITCREATE", "DVDCLI"];
@@ -38,6 +41,29 @@ pub struct Slot {
     pub explicit_create: bool,
     /// The program that the task wants to be run for it: nobody runs it.
     pub dvdcli: Option<String>,
+}
+
+impl Slot {
+    /// As the variable of this slot is called.
+    pub fn variable(&self, word: &str) -> String {
+        if self.number == 0 { format!("{PREFIX}{word}") } else { format!("{PREFIX}{word}{}", self.number) }
+    }
+
+    /// A task does not choose what root runs. Nothing is run for one that may be named either: it is as if it was not.
+    ///
+    /// # Errors
+    /// `permission` for a program that is not allowed.
+    pub fn refuse_program(&self, allowed: &[String]) -> Result<()> {
+        match &self.dvdcli {
+            Some(program) if program != PROGRAM && !allowed.contains(program) => {
+                let (variable, shown) = (self.variable("DVDCLI"), program.chars().take(80).collect::<String>());
+                let detail = format!("{variable} is {shown:?}, and no task chooses what is run as root");
+                let next = "leave it out; or the operator lets it be named, which runs nothing either (the module's parameter 'dvdcli')";
+                Err(Error::new(Kind::Permission, detail, next))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Reads an environment; `driver` is that of slots that name none. All or nothing: one variable that cannot be meant so refuses the task.
@@ -161,16 +187,15 @@ fn truth(variable: &str, value: &str) -> Result<bool> {
 
 /// One volume may be had at several paths, and is one volume; one path has one volume.
 fn refuse_twice(before: &[Slot], slot: &Slot) -> Result<()> {
-    let variable = |word: &str, number: u32| if number == 0 { format!("{PREFIX}{word}") } else { format!("{PREFIX}{word}{number}") };
     for other in before {
         if slot.container_path.is_some() && other.container_path == slot.container_path {
             let detail = format!("slot {} has the same path", other.number);
-            return Err(Error::invalid(variable("CONTAINERPATH", slot.number), detail, "give each volume a path of its own"));
+            return Err(Error::invalid(slot.variable("CONTAINERPATH"), detail, "give each volume a path of its own"));
         }
         let same = other.driver == slot.driver && other.name == slot.name;
         if same && (&other.options, other.explicit_create) != (&slot.options, slot.explicit_create) {
             let detail = format!("slot {} is the same volume with other options", other.number);
-            return Err(Error::invalid(variable("NAME", slot.number), detail, "give both the same options"));
+            return Err(Error::invalid(slot.variable("NAME"), detail, "give both the same options"));
         }
     }
     Ok(())
@@ -243,6 +268,11 @@ mod tests {
             (slot.container_path.as_deref(), slot.explicit_create, slot.dvdcli.as_deref()),
             (Some("/data/x"), true, Some("/tmp/evil"))
         );
+        let refused = slot.refuse_program(&[]).expect_err("nobody allowed it").to_string();
+        assert!(refused.contains("DVDI_VOLUME_DVDCLI is \"/tmp/evil\""), "{refused}");
+        assert_eq!(slot.refuse_program(&["/tmp/evil".to_owned()]), Ok(()));
+        let usual = of(&[("DVDI_VOLUME_NAME3", "pg"), ("DVDI_VOLUME_DVDCLI3", "/usr/bin/dvdcli")]).expect("one").remove(0);
+        assert_eq!(usual.refuse_program(&[]), Ok(()));
         for (variable, value) in [
             ("DVDI_VOLUME_CONTAINERPATH", "data"),
             ("DVDI_VOLUME_CONTAINERPATH", "/a/../../etc"),
