@@ -1,4 +1,4 @@
-//! What a developer runs: `cargo xtask test`, `ci`, `dist`, `mutate-laws`, `bench`, `rounds`.
+//! What a developer runs: `cargo xtask test`, `ci`, `dist`, `mutate-laws`, `bench`, `rounds`, `fuzz`.
 //!
 //! This package knows the project only from the outside, by what cargo says of it and by its files: it depends on none
 //! of the other crates, so that it builds in seconds and still works when they do not.
@@ -8,6 +8,7 @@
 mod bench;
 mod ci;
 mod dist;
+mod fuzz;
 mod glibc;
 mod kernel;
 mod laws;
@@ -50,6 +51,8 @@ enum Task {
     Bench(bench::Options),
     /// Run every failure of a swarm's machine many times over
     Rounds(rounds::Options),
+    /// Try what hostile tasks may say, for long
+    Fuzz(fuzz::Options),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Task::MutateLaws(options) => laws::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Rounds(options) => rounds::run(&options),
+        Task::Fuzz(options) => fuzz::run(&options),
     };
     match done {
         Ok(Verdict::Passed) => ExitCode::SUCCESS,

@@ -173,7 +173,11 @@ impl Isolator {
         let locked = turn.lock().await;
         self.let_go(container).await;
         drop(locked);
-        self.turns.lock().unwrap_or_else(PoisonError::into_inner).remove(container);
+        // Whoever waits for this turn keeps it for who comes after.
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::strong_count(&turn) == 2 {
+            turns.remove(container);
+        }
     }
 
     /// An agent has started: of the containers that are written down these live, or will be cleaned up by the agent itself. The others'
