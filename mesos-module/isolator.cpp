@@ -20,6 +20,7 @@
 #include <stout/json.hpp>
 #include <stout/nothing.hpp>
 #include <stout/option.hpp>
+#include <stout/strings.hpp>
 #include <stout/try.hpp>
 
 #include "dunnage_mesos.h"
@@ -120,15 +121,25 @@ public:
       const ContainerID& id,
       const ContainerConfig& config) override
   {
+    // A session, or a check of a task's health, is in the namespace of mounts of the task, and finds what that has. It may come with the
+    // task's environment, and asks for nothing by it.
+    if (config.has_container_class() && config.container_class() == mesos::slave::ContainerClass::DEBUG) {
+      return Option<ContainerLaunchInfo>(None());
+    }
     // A task's own environment: of an executor, that of its command.
     const mesos::CommandInfo& command =
       config.has_executor_info() && !config.has_task_info() && !id.has_parent()
         ? config.executor_info().command() : config.command_info();
     JSON::Array variables;
-    auto add = [&variables](const mesos::Environment& environment) {
+    std::string secret;
+    auto add = [&variables, &secret](const mesos::Environment& environment) {
       for (const mesos::Environment::Variable& variable : environment.variables()) {
         // A secret is not for us to read.
-        if (variable.type() == mesos::Environment::Variable::VALUE) {
+        if (variable.type() != mesos::Environment::Variable::VALUE) {
+          if (strings::startsWith(variable.name(), "DVDI_VOLUME_")) {
+            secret = variable.name();
+          }
+        } else {
           JSON::Array pair;
           pair.values.push_back(variable.name());
           pair.values.push_back(variable.value());
@@ -139,6 +150,9 @@ public:
     add(command.environment());
     if (config.has_task_info() && config.task_info().has_command() && !id.has_parent()) {
       add(config.task_info().command().environment());
+    }
+    if (!secret.empty()) {
+      return process::Failure("invalid_argument{" + secret + "}: it is a secret, which the module cannot read; give it as a value");
     }
     JSON::Object request;
     request.values["environment"] = variables;

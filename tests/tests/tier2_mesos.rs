@@ -43,13 +43,18 @@ fn holders(node: &Node, volume: &str) -> Vec<String> {
 
 /// What the agent has run in a container's namespace before it starts, and then this line.
 fn in_container(node: &Node, binds: &[Bind], line: &str) -> std::process::Output {
+    in_container_after(node, "true", binds, line)
+}
+
+/// The same, when this was done there.
+fn in_container_after(node: &Node, first: &str, binds: &[Bind], line: &str) -> std::process::Output {
     let outside = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/mnt").expect("a namespace"));
     let binary = dunnage_tests::binary().display().to_string();
     let bind = |bind: &Bind| {
         let links = if bind.links { "--links" } else { "" };
         format!("{binary} mesos bind --outside {outside} {links} {} {} {}", bind.source, bind.root, bind.target)
     };
-    let lines: Vec<String> = binds.iter().map(bind).chain([line.to_owned()]).collect();
+    let lines: Vec<String> = [first.to_owned()].into_iter().chain(binds.iter().map(bind)).chain([line.to_owned()]).collect();
     let script = lines.join(" && ");
     std::process::Command::new("unshare")
         .args(["--mount", "--propagation", "unchanged", "sh", "-c", &script])
@@ -145,9 +150,54 @@ fn all_or_nothing_and_what_was_refused_holds_nothing() {
     refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_DVDCLI", "/tmp/x")], "no task chooses what is run as root");
     refused(&[("DVDI_VOLUME_NAME", "not-there"), ("DVDI_VOLUME_EXPLICITCREATE", "true")], "not-there");
     refused(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_DRIVER", "nobody")], "no volume plugin \"nobody\"");
+    let image = run(agent.prepare("c", &environment(&[("DVDI_VOLUME_NAME", "pg")]), Some("/an/image"))).expect_err("refused").to_string();
+    assert!(image.contains("DVDI_VOLUME_CONTAINERPATH"), "an image does not show what the node mounts: {image}");
     let said = run(agent.prepare("../../etc/x", &environment(&[("DVDI_VOLUME_NAME", "pg")]), None)).expect_err("no id").to_string();
     assert!(said.contains("no container's id"), "{said}");
     assert_eq!(run(agent.prepare("plain", &Environment::new(), None)).expect("nothing is wanted"), []);
+    node.finish();
+}
+
+/// Whatever the slots' order: a volume beneath another's place is not hidden by it.
+#[test]
+fn a_volume_that_lies_within_another_s_place_is_bound_after_it() {
+    let mut node = Node::started();
+    let agent = isolator(&node);
+    let (outer, inner) = (node.folder.join("tasks/data"), node.folder.join("tasks/data/inner"));
+    let wanted = environment(&[
+        ("DVDI_VOLUME_NAME", "inner"),
+        ("DVDI_VOLUME_OPTS", "size=64M"),
+        ("DVDI_VOLUME_CONTAINERPATH", &inner.display().to_string()),
+        ("DVDI_VOLUME_NAME1", "outer"),
+        ("DVDI_VOLUME_OPTS1", "size=64M"),
+        ("DVDI_VOLUME_CONTAINERPATH1", &outer.display().to_string()),
+    ]);
+    let binds = run(agent.prepare("c", &wanted, None)).expect("prepared");
+    let ran = in_container(&node, &binds, &format!("echo of-inner >{}/x && echo of-outer >{}/x", inner.display(), outer.display()));
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    for volume in ["inner", "outer"] {
+        assert_eq!(sh(&format!("cat {}/x", node.mountpoint(volume).display())), format!("of-{volume}"));
+    }
+    run(agent.cleanup("c"));
+    ["inner", "outer"].iter().for_each(|volume| node.wait_until_released(volume));
+    node.finish();
+}
+
+/// An operator has moved it to another endpoint while a container held it: that one is still the holder, and lets go of it.
+#[test]
+fn a_volume_that_became_another_endpoint_s_is_let_go_of_all_the_same() {
+    let mut node = Node::new();
+    node.configure(
+        "drivers: { local: { type: local } }\nendpoints: { docker: [ { name: dunnage, driver: local }, { name: other, driver: local } ] }\n",
+    );
+    node.start();
+    let agent = isolator(&node);
+    run(agent.prepare("c", &environment(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", "size=64M")]), None)).expect("prepared");
+    node.cli(&["volume", "adopt", "pg", "--endpoint", "other"]).ok();
+    assert_eq!(holders(&node, "pg"), ["mesos-c"]);
+    run(agent.cleanup("c"));
+    node.wait_until_released("pg");
+    assert_eq!((holders(&node, "pg"), written(&node)), (Vec::<String>::new(), 0));
     node.finish();
 }
 
@@ -195,6 +245,14 @@ fn law_12_no_link_leads_a_volume_out_of_its_root() {
         let ran = in_container(&node, &[bind(target, false)], "true");
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
         assert!(!ran.status.success() && said.contains("link or a file"), "{target}: {said}");
+    }
+    // The kernel's own files are another's in a moment, and a link to nothing is said to be one.
+    sh(&format!("mkdir {0}/proc && ln -s nowhere/at/all {0}/dangling", root.display()));
+    for (target, says) in [("proc/self", "the kernel's"), ("dangling", "what is not there")] {
+        let script = format!("mount -t proc proc {}/proc", root.display());
+        let ran = in_container_after(&node, &script, &[bind(target, true)], "true");
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(!ran.status.success() && said.contains(says) && said.contains("invalid_argument"), "{target}: {said}");
     }
     // An image's own links are its own; they lead nowhere outside of it.
     assert!(in_container(&node, &[bind("in/x", true)], &there(&root.join("etc/x"))).status.success());

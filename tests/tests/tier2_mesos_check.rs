@@ -94,12 +94,23 @@ fn what_would_be_refused_is_refused_with_the_same_words_and_code() {
         (app(r#""DVDI_VOLUME_NAME":"a b""#), 2, "DVDI_VOLUME_NAME"),
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_CONTAINERPATH":"/a/../../etc""#), 2, "'..'"),
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_DVDCLI":"/tmp/x""#), 9, "DVDI_VOLUME_DVDCLI is \"/tmp/x\""),
+        (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_CONTAINERPATH":"/etc""#), 2, "without an image"),
+        (app(r#""DVDI_VOLUME_NAME":{"secret":"name"}"#), 2, "give it as a value"),
+        (
+            r#"{"id":"a","env":{"DVDI_VOLUME_NAME":"pg"},"container":{"type":"MESOS","docker":{"image":"alpine"}}}"#.to_owned(),
+            2,
+            "say where the task is to find it",
+        ),
         (app(r#""DVDI_VOLUME_OPTS":"size=5""#), 0, "has no DVDI_VOLUME_NAME"),
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_EXPLICITCREATE":"true""#), 0, "it must be there before"),
     ] {
         let said = bench.check(&text, &[]);
         assert!(said.code == code && said.out.contains(says), "{text}: exit {}\n{}{}", said.code, said.out, said.err);
     }
+    // As the operator has set the module up.
+    let text = app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_CONTAINERPATH":"/opt/pg","DVDI_VOLUME_DVDCLI":"/opt/dvdcli""#);
+    bench.check(&text, &["--folders", "/mnt,/opt", "--dvdcli", "/opt/dvdcli"]).ok();
+    bench.check(&text, &["--folders", "/mnt,/opt"]).fails(9);
     let said = bench.check("hello", &[]).fails(2);
     assert!(said.contains("neither an app"), "{said}");
     let said = bench.0.cli(&["mesos", "check", "/nowhere"]).fails(2);

@@ -139,6 +139,17 @@ fn a_namespace_that_listens_sees_mounts_come_and_go() {
     assert!(listener.sees(&path), "the mount reaches it");
     node.unmount("pg", "c1");
     assert!(!listener.sees(&path), "the unmount reaches it");
+    // Its copies go with ours, and keep nobody from letting go of a volume whose container is gone.
+    node.mount("pg", "c2");
+    assert!(listener.sees(&path));
+    node.cli(&["holder", "release", "pg"]).ok();
+    assert!(!listener.sees(&path));
+    node.mount("pg", "c3");
+    let copy = Sleeper::container(&node);
+    let refused = node.cli(&["holder", "release", "pg"]).fails(5);
+    assert!(refused.contains(&copy.name()) && !refused.contains(&listener.name()), "{refused}");
+    drop(copy);
+    node.unmount("pg", "c3");
     nothing_left(&node);
 }
 

@@ -392,6 +392,8 @@ pub enum MesosCommand {
         /// A variable of a template, for {{NAME}}
         #[arg(long, value_name = "NAME=VALUE")]
         set: Vec<String>,
+        #[command(flatten)]
+        module: mesos::Module,
         /// Exit 2 on a notice, too
         #[arg(long)]
         strict: bool,
@@ -478,7 +480,9 @@ pub fn run() -> Result<ExitCode> {
         Command::Driver(DriverCommand::Ls { quiet, output }) => client::drivers(&places, quiet, output)?,
         Command::Holder(command) => client::holder(&places, command)?,
         Command::Node(command) => return client::node(&places, command),
-        Command::Mesos(MesosCommand::Check { file, set, strict, output }) => return mesos::check(&places, &file, &set, strict, output),
+        Command::Mesos(MesosCommand::Check { file, set, module, strict, output }) => {
+            return mesos::check(&places, &file, &set, &module, strict, output);
+        }
         Command::Mesos(MesosCommand::Bind { outside, links, source, root, target }) => {
             dunnage_host::linux::bind(&source, &root, &target, links, outside)?;
         }

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::Args;
 use dunnage_engine::Layout;
-use dunnage_frontend_mesos::{Road, Wanted, Workload, read};
+use dunnage_frontend_mesos::{FOLDERS, Road, Wanted, Workload, place, read};
 use dunnage_host::Host;
 use dunnage_host::helpers::{InProcess, Registry, Runner};
 use dunnage_host::linux::Tools;
@@ -59,7 +60,7 @@ struct Asked {
 }
 
 /// Runs the command.
-pub fn check(places: &Places, file: &Path, set: &[String], strict: bool, output: OutputArgs) -> Result<ExitCode> {
+pub fn check(places: &Places, file: &Path, set: &[String], module: &Module, strict: bool, output: OutputArgs) -> Result<ExitCode> {
     let mut variables = BTreeMap::new();
     for given in set {
         let Some((name, value)) = given.split_once('=') else {
@@ -77,7 +78,7 @@ pub fn check(places: &Places, file: &Path, set: &[String], strict: bool, output:
     let text = text.map_err(|e| Error::invalid("file", format!("cannot read {}: {e}", file.display()), "name a file of text"))?;
     let workloads = read(&text, &variables)?;
     let config = Config::load(places)?;
-    let reports: Vec<Report> = workloads.into_iter().map(|workload| report(places, &config, workload)).collect();
+    let reports: Vec<Report> = workloads.into_iter().map(|workload| report(places, &config, module, workload)).collect();
     output::print(&reports, output.output, |reports| reports.iter().map(told).collect())?;
     let refused = reports.iter().flat_map(|report| report.refused.iter().chain(report.volumes.iter().filter_map(|v| v.refused.as_ref())));
     let noticed = reports.iter().any(|report| !report.notices.is_empty() || report.volumes.iter().any(|v| !v.notices.is_empty()));
@@ -88,16 +89,16 @@ pub fn check(places: &Places, file: &Path, set: &[String], strict: bool, output:
     })
 }
 
-fn report(places: &Places, config: &Config, workload: Workload) -> Report {
+fn report(places: &Places, config: &Config, module: &Module, workload: Workload) -> Report {
     let Workload { name, volumes, refused, mut notes, commands } = workload;
-    let volumes: Vec<Asked> = volumes.iter().map(|wanted| asked(places, config, wanted)).collect();
+    let volumes: Vec<Asked> = volumes.iter().map(|wanted| asked(places, config, module, wanted)).collect();
     notes.extend(touched(config, &commands, &volumes));
     Report { workload: name, volumes, refused, notices: notes }
 }
 
-fn asked(places: &Places, config: &Config, wanted: &Wanted) -> Asked {
-    let by = match wanted.road {
-        Road::Module { slot } => format!("the isolator module, slot {slot}"),
+fn asked(places: &Places, config: &Config, module: &Module, wanted: &Wanted) -> Asked {
+    let by = match &wanted.road {
+        Road::Module { slot, .. } => format!("the isolator module, slot {}", slot.number),
         Road::Dvdcli => "the agent's docker/volume isolator, by dvdcli".to_owned(),
         Road::Docker => "the Docker containerizer, by docker run".to_owned(),
     };
@@ -115,9 +116,29 @@ fn asked(places: &Places, config: &Config, wanted: &Wanted) -> Asked {
         refused: None,
     };
     if asked.unknown.is_empty() {
-        asked.refused = wish(places, config, wanted, &mut asked).err();
+        asked.refused = module.refuse(&wanted.road).and_then(|()| wish(places, config, wanted, &mut asked)).err();
     }
     asked
+}
+
+/// The module's parameters, as far as they say what a task may have.
+#[derive(Debug, Args)]
+pub struct Module {
+    /// The module's parameter 'folders': beneath which a task without an image may have volumes
+    #[arg(long, value_name = "FOLDERS", value_delimiter = ',', default_values = FOLDERS)]
+    folders: Vec<PathBuf>,
+    /// The module's parameter 'dvdcli': programs that a task may name, and that are not run
+    #[arg(long, value_name = "PROGRAMS", value_delimiter = ',')]
+    dvdcli: Vec<String>,
+}
+
+impl Module {
+    /// What it says before anybody is asked.
+    fn refuse(&self, road: &Road) -> Result<()> {
+        let Road::Module { slot, image } = road else { return Ok(()) };
+        slot.refuse_program(&self.dvdcli)?;
+        place(slot, image.then_some(""), &self.folders).map(drop)
+    }
 }
 
 /// What its endpoint would say to it.

@@ -137,7 +137,9 @@ fn run(cli: Cli) -> Result<Option<String>, Complaint> {
         match command {
             Command::Create(_) => verbs::create(&plugin, &asked).await.map(|()| None),
             Command::Remove => verbs::remove(&plugin, &asked).await.map(|()| None),
-            Command::Mount { explicitcreate, .. } => verbs::mount(&plugin, &asked, explicitcreate).await.map(Some),
+            Command::Mount { explicitcreate, .. } => {
+                verbs::mount(&plugin, &asked, explicitcreate.then_some("--explicitcreate")).await.map(Some)
+            }
             Command::Unmount => verbs::unmount(&plugin, &asked).await.map(|()| None),
             Command::Path => verbs::path(&plugin, &asked).await,
             Command::Get => verbs::get(&plugin, &asked).await.map(Some),

@@ -59,17 +59,19 @@ pub async fn remove(plugin: &Plugin, asked: &Asked) -> Result<()> {
     plugin.call("Remove", asked.named()).await.map(drop).map_err(|e| e.told("Remove"))
 }
 
-/// Mounts a volume, which is made if it is not there, and says where.
-pub async fn mount(plugin: &Plugin, asked: &Asked, explicit: bool) -> Result<String> {
+/// Mounts a volume, which is made if it is not there and nothing that was said forbids it, and says where.
+pub async fn mount(plugin: &Plugin, asked: &Asked, forbids: Option<&str>) -> Result<String> {
     match look(plugin, asked).await {
         Ok(volume) => tell_differences(&volume, asked),
         // Whoever cannot be reached, or is in doubt, is not asked to make anything.
         Err(failure) if !failure.may_be_absent() => return Err(failure.told("Get")),
-        Err(_) if explicit => {
-            let detail = format!("there is no volume {:?}, and --explicitcreate forbids to make it", asked.name);
-            return Err(Error::not_found(detail, format!("create it first: dvdcli create --volumename={}", asked.name)).into());
-        }
-        Err(_) => create(plugin, asked).await?,
+        Err(_) => match forbids {
+            Some(forbids) => {
+                let detail = format!("there is no volume {:?}, and {forbids} forbids to make it", asked.name);
+                return Err(Error::not_found(detail, format!("create it first: dvdcli create --volumename={}", asked.name)).into());
+            }
+            None => create(plugin, asked).await?,
+        },
     }
     let Said { mountpoint, .. } = plugin.call("Mount", asked.named()).await.map_err(|e| e.told("Mount"))?;
     let no_path = || Error::unavailable("Mount: the plugin answered no path", "look into the plugin's own log");
@@ -78,15 +80,18 @@ pub async fn mount(plugin: &Plugin, asked: &Asked, explicit: bool) -> Result<Str
 
 /// An unmount of what is not mounted is done: Mesos unmounts what it never mounted, and must not fail.
 pub async fn unmount(plugin: &Plugin, asked: &Asked) -> Result<()> {
-    let failure = match look(plugin, asked).await {
-        Err(e) if e.says_absent() || e.says_impossible() => return told(asked),
-        // The volume may be gone from the platform and mounted all the same: only the plugin knows.
-        _ => match plugin.call("Unmount", asked.named()).await {
-            Ok(_) => return Ok(()),
-            Err(failure) => failure,
-        },
-    };
-    if failure.says_absent() { told(asked) } else { Err(failure.told("Unmount")) }
+    let looked = look(plugin, asked).await;
+    if looked.as_ref().is_err_and(Failure::says_impossible) {
+        return told(asked);
+    }
+    // The volume may be gone from the platform, or be another endpoint's, and mounted all the same: only the plugin knows.
+    match plugin.call("Unmount", asked.named()).await {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.says_absent() => told(asked),
+        // Of what it does not have each says no in its own words.
+        Err(failure) if looked.is_err_and(|e| e.says_absent()) && failure.may_be_absent() => told(asked),
+        Err(failure) => Err(failure.told("Unmount")),
+    }
 }
 
 fn told(asked: &Asked) -> Result<()> {

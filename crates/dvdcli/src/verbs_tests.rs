@@ -121,7 +121,7 @@ async fn a_mount_creates_where_a_plugin_says_in_its_own_words_that_there_is_none
     let machine = Machine::new();
     let stub = without_volume("resource not found");
     let plugin = machine.plugin(&stub).await;
-    assert_eq!(mount(&plugin, &asked("x"), false).await, Ok("/mnt/x".to_owned()));
+    assert_eq!(mount(&plugin, &asked("x"), None).await, Ok("/mnt/x".to_owned()));
     let calls = ["Activate {}", r#"Get {"Name":"x"}"#, r#"Create {"Name":"x","Opts":{"foo":"a=b"}}"#, r#"Mount {"Name":"x"}"#];
     assert_eq!(stub.calls(), calls);
 }
@@ -131,7 +131,7 @@ async fn a_mount_creates_nothing_where_the_platform_does_not_answer() {
     let machine = Machine::new();
     let stub = without_volume("platform_unavailable: driver x did not answer; ask again");
     let plugin = machine.plugin(&stub).await;
-    let said = mount(&plugin, &asked("x"), false).await.expect_err("in doubt").to_string();
+    let said = mount(&plugin, &asked("x"), None).await.expect_err("in doubt").to_string();
     assert!(said.contains("did not answer"), "{said}");
     assert_eq!(stub.calls().len(), 2, "{:?}", stub.calls());
 }
@@ -145,7 +145,7 @@ async fn an_answer_without_a_path_is_no_mount() {
         _ => ok(json!({ "Mountpoint": "" })),
     });
     let plugin = machine.plugin(&stub).await;
-    assert!(mount(&plugin, &asked("x"), false).await.expect_err("no path").to_string().contains("no path"));
+    assert!(mount(&plugin, &asked("x"), None).await.expect_err("no path").to_string().contains("no path"));
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn an_unmount_of_what_a_plugin_does_not_have_is_done() {
         let stub = without_volume(words);
         let plugin = machine.plugin(&stub).await;
         assert_eq!(unmount(&plugin, &asked("x")).await, Ok(()), "{words}");
-        assert!(!stub.calls().iter().any(|call| call.starts_with("Unmount")), "{:?}", stub.calls());
+        assert!(stub.calls().iter().any(|call| call.starts_with("Unmount")), "it may be mounted all the same: {:?}", stub.calls());
     }
 }
 

@@ -75,6 +75,23 @@ impl Caller {
         };
         Caller { kind, id }
     }
+
+    /// As much of an ID as people need: of a nested container of Mesos (`PARENT.CHILD`) something of each part.
+    fn short(id: &str) -> String {
+        let parts: Vec<&str> = id.strip_prefix(Caller::MESOS).unwrap_or(id).split('.').collect();
+        let length = if parts.len() == 1 { 12 } else { 8 };
+        let short = |part: &&str| part.chars().take(length).collect::<String>();
+        parts.iter().map(short).collect::<Vec<_>>().join(".")
+    }
+
+    /// Whether its ID begins so, as a whole, without what [`Caller::MESOS`] puts before it, or part by part, as it is shown.
+    pub fn has_id(&self, asked: &str) -> bool {
+        let Some(id) = &self.id else { return false };
+        let Some(container) = id.strip_prefix(Caller::MESOS) else { return id.starts_with(asked) };
+        let asked = asked.strip_prefix(Caller::MESOS).unwrap_or(asked);
+        let (parts, asked): (Vec<&str>, Vec<&str>) = (container.split('.').collect(), asked.split('.').collect());
+        asked.len() <= parts.len() && asked.iter().zip(&parts).all(|(asked, part)| part.starts_with(asked))
+    }
 }
 
 /// A caller as a ledger has it. What an older version took for dockerd may be Podman, which has to find its hold again.
@@ -109,8 +126,7 @@ impl fmt::Display for HolderKey {
         match &self.caller.id {
             // Podman's ID would say nothing.
             Some(id) if self.caller.kind != CallerKind::Podman => {
-                let short: String = id.strip_prefix(Caller::MESOS).unwrap_or(id).chars().take(12).collect();
-                write!(f, "{} {short} (endpoint {})", self.caller.kind, self.endpoint)
+                write!(f, "{} {} (endpoint {})", self.caller.kind, Caller::short(id), self.endpoint)
             }
             _ => write!(f, "{} (endpoint {})", self.caller.kind, self.endpoint),
         }
@@ -194,6 +210,21 @@ mod tests {
         let written = format!(r#"{{"endpoint":"dunnage","kind":"docker","id":"{}"}}"#, Caller::PODMAN_ID);
         assert_eq!(read(&written).caller, Caller::of_plugin(Some(Caller::PODMAN_ID.to_owned())));
         assert_eq!(read(r#"{"endpoint":"dunnage","kind":"docker","id":"7f"}"#).caller.kind, CallerKind::Docker);
+    }
+
+    #[test]
+    fn a_nested_container_of_mesos_is_shown_with_its_own_part_and_found_by_what_is_shown() {
+        let caller = Caller::of_plugin(Some("mesos-8ccf57a8-706d-4b0f.275abe00-11e2".to_owned()));
+        let key = HolderKey { endpoint: "rexray".parse().expect("a name"), caller: caller.clone() };
+        assert_eq!(key.to_string(), "mesos 8ccf57a8.275abe00 (endpoint rexray)");
+        for asked in ["8ccf57a8.275abe00", "mesos-8ccf", "8ccf57a8-706d-4b0f.2", "8ccf57a8-70", ""] {
+            assert!(caller.has_id(asked), "{asked}");
+        }
+        for asked in ["8ccf57a8.9", "275abe00", "8ccf57a8.275abe00.1", "podman"] {
+            assert!(!caller.has_id(asked), "{asked}");
+        }
+        let docker = Caller::of_plugin(Some("7f00".to_owned()));
+        assert!(docker.has_id("7f") && !docker.has_id("00"));
     }
 
     #[test]

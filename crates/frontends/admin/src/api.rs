@@ -173,7 +173,7 @@ impl Admin {
     /// The holder whose ID begins so; without an ID, the only one.
     fn one_holder(&self, volume: &VolumeId, id: Option<&str>) -> Result<Holder> {
         let held = self.engine.held().into_iter().find(|held| held.volume == *volume).map(|held| held.holders).unwrap_or_default();
-        let fits = |holder: &&Holder| id.is_none_or(|id| holder.key.caller.id.as_ref().is_some_and(|its| its.starts_with(id)));
+        let fits = |holder: &&Holder| id.is_none_or(|id| holder.key.caller.has_id(id));
         let mut fitting: Vec<&Holder> = held.iter().filter(fits).collect();
         match (fitting.pop(), fitting.is_empty()) {
             (Some(holder), true) => Ok(holder.clone()),

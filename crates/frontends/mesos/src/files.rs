@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunnage_model::{Error, Kind, Result};
 use serde_json::{Map, Value};
 
-use crate::slots::{self, slots};
+use crate::slots::{self, Slot, slots};
 
 /// By what a volume is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,9 @@ pub enum Road {
     /// The isolator module, by the task's environment.
     Module {
         /// The slot.
-        slot: u32,
+        slot: Slot,
+        /// The task has an image.
+        image: bool,
     },
     /// The agent's `docker/volume` isolator, which calls dvdcli.
     Dvdcli,
@@ -191,7 +193,7 @@ fn below(within: &str, name: &str) -> String {
 }
 
 /// What the environment asks the module for.
-fn environment(workload: &mut Workload, variables: &[(String, String)]) {
+fn environment(workload: &mut Workload, variables: &[(String, String)], image: bool) {
     if variables.iter().any(|(key, _)| key.starts_with("DVDI_VOLUME_") && unfilled(key).next().is_some()) {
         return;
     }
@@ -205,17 +207,14 @@ fn environment(workload: &mut Workload, variables: &[(String, String)]) {
                     .push("its environment says something of a volume, and has no DVDI_VOLUME_NAME: nothing is mounted".to_owned());
             }
             for slot in slots {
-                if let Err(e) = slot.refuse_program(&[]) {
-                    workload.refused.push(e);
-                }
                 workload.volumes.push(Wanted {
-                    road: Road::Module { slot: slot.number },
                     driver: slot.driver.to_string(),
-                    name: slot.name,
-                    options: slot.options,
-                    container_path: slot.container_path,
+                    name: slot.name.clone(),
+                    options: slot.options.clone(),
+                    container_path: slot.container_path.clone(),
                     readonly: false,
                     explicit_create: slot.explicit_create,
+                    road: Road::Module { slot, image },
                 });
             }
         }
@@ -223,19 +222,20 @@ fn environment(workload: &mut Workload, variables: &[(String, String)]) {
 }
 
 /// Marathon's: texts, or references to secrets.
-fn marathon_environment(workload: &mut Workload, map: &Map<String, Value>, key: &str) {
-    let Some(variables) = object(map, key) else { return };
+fn marathon_environment(workload: &mut Workload, map: &Map<String, Value>, image: bool) {
+    let Some(variables) = object(map, "env") else { return };
     let mut known = Vec::new();
     for (key, value) in variables {
         match scalar(value) {
             Some(value) => known.push((key.clone(), value)),
             None if key.starts_with("DVDI_VOLUME_") => {
-                workload.notes.push(format!("{key} is a secret: what it asks for is not known here"))
+                let detail = "it is a secret, which the module cannot read";
+                workload.refused.push(Error::invalid(key, detail, "give it as a value"));
             }
             None => {}
         }
     }
-    environment(workload, &known);
+    environment(workload, &known, image);
 }
 
 fn marathon_refuses(key: &str, detail: impl Into<String>, next: &str) -> Error {
@@ -246,7 +246,9 @@ fn app(within: &str, app: &Map<String, Value>) -> Workload {
     let mut workload = Workload { name: below(within, text(app, "id")), ..Workload::default() };
     workload.commands.extend(app.get("cmd").and_then(scalar));
     workload.commands.extend(items(app, "args").filter_map(scalar));
-    marathon_environment(&mut workload, app, "env");
+    let image =
+        object(app, "container").and_then(|container| object(container, "docker")).is_some_and(|docker| docker.contains_key("image"));
+    marathon_environment(&mut workload, app, image);
     if app.contains_key("volumes") {
         workload.notes.push("'volumes' beside 'container' is no word of Marathon: volumes are named in 'container'".to_owned());
     }
@@ -368,7 +370,7 @@ fn pod(within: &str, pod: &Map<String, Value>, workloads: &mut Vec<Workload>) {
         all.extend(object(container, "environment").cloned().unwrap_or_default());
         let mut around = Map::new();
         around.insert("env".to_owned(), Value::Object(all));
-        marathon_environment(&mut workload, &around, "env");
+        marathon_environment(&mut workload, &around, container.contains_key("image"));
         workloads.push(workload);
     }
 }
@@ -387,7 +389,8 @@ fn task_info(task: &Map<String, Value>) -> Workload {
                 .filter_map(Value::as_object)
                 .map(|variable| (text(variable, "name").to_owned(), text(variable, "value").to_owned()))
                 .collect();
-            environment(&mut workload, &variables);
+            let mesos = object(of, "container").and_then(|container| object(container, "mesos"));
+            environment(&mut workload, &variables, mesos.is_some_and(|mesos| mesos.contains_key("image")));
         }
         let volumes = object(of, "container").into_iter().flat_map(|container| items(container, "volumes"));
         volumes.filter_map(Value::as_object).for_each(|volume| docker_volume(&mut workload, volume));
@@ -444,7 +447,7 @@ fn service(service: &Map<String, Value>, workloads: &mut Vec<Workload>) {
             let mut workload = Workload { name: below(&name, task_name), ..Workload::default() };
             workload.commands.extend(task.get("cmd").and_then(scalar));
             raw_volumes(&mut workload, task, count);
-            marathon_environment(&mut workload, task, "env");
+            marathon_environment(&mut workload, task, pod.contains_key("image"));
             if workload != (Workload { name: workload.name.clone(), commands: workload.commands.clone(), ..Workload::default() }) {
                 workloads.push(workload);
             }

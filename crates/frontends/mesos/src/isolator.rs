@@ -10,7 +10,7 @@ use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dunnage_dvdcli::{Address, Asked, Complaint, Places, Plugin};
@@ -97,6 +97,8 @@ pub struct Isolator {
     settings: Settings,
     /// What is done for one container is done one after the other.
     turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Why what could not be let go of, of which container.
+    told: Mutex<BTreeMap<(String, Held), String>>,
 }
 
 impl Isolator {
@@ -107,7 +109,7 @@ impl Isolator {
     pub fn new(settings: Settings) -> Result<Isolator> {
         let what = format!("cannot make {}", settings.folder.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&settings.folder).map_err(|e| Error::os(what, &e))?;
-        Ok(Isolator { settings, turns: Mutex::default() })
+        Ok(Isolator { settings, turns: Mutex::default(), told: Mutex::default() })
     }
 
     /// Mounts what a container's environment names, all of it or nothing; says what is to be bound into it. `image` is the root of a
@@ -123,7 +125,7 @@ impl Isolator {
         }
         let id = id_of(container)?;
         wanted.iter().try_for_each(|slot| slot.refuse_program(&self.settings.programs))?;
-        let places = wanted.iter().map(|slot| self.place(slot, image)).collect::<Result<Vec<_>>>()?;
+        let places = wanted.iter().map(|slot| place(slot, image, &self.settings.folders)).collect::<Result<Vec<_>>>()?;
         let turn = self.turn(container);
         let _turn = turn.lock().await;
         if self.read(container)?.is_some() {
@@ -141,7 +143,10 @@ impl Isolator {
                     let (root, target) = place?;
                     Some(Bind { source: mounted.get(&held(slot))?.clone(), root, target, links: image.is_some() })
                 };
-                Ok(wanted.iter().zip(places).filter_map(bind).collect())
+                let mut binds: Vec<Bind> = wanted.iter().zip(places).filter_map(bind).collect();
+                // What is beneath another comes after it, or would be hidden by it.
+                binds.sort_by_key(|bind| Path::new(&bind.root).join(bind.target.trim_start_matches('/')).components().count());
+                Ok(binds)
             }
             Err(error) => {
                 // What nobody was asked for nobody has to let go of; if that cannot be written, to do it is nothing.
@@ -162,7 +167,8 @@ impl Isolator {
             let asked = self.asked(&slot.name, slot.options.clone(), id);
             let plugin = self.plugin(slot.driver.as_str()).await?;
             tried.insert(held(slot));
-            mounted.insert(held(slot), dunnage_dvdcli::mount(&plugin, &asked, slot.explicit_create).await?);
+            let forbids = slot.explicit_create.then(|| slot.variable("EXPLICITCREATE"));
+            mounted.insert(held(slot), dunnage_dvdcli::mount(&plugin, &asked, forbids.as_deref()).await?);
         }
         Ok(mounted)
     }
@@ -212,13 +218,15 @@ impl Isolator {
             };
             let late = || Error::timeout("unmount", format!("no answer within {} s", UNMOUNT.as_secs())).into();
             if let Err(why) = tokio::time::timeout(UNMOUNT, work).await.unwrap_or_else(|_| Err(late())) {
-                (self.settings.tell)(&format!(
-                    "container {container} has ended, and volume {} cannot be let go of yet: {why}",
-                    volume.name
-                ));
+                let said = format!("container {container} has ended, and volume {} cannot be let go of yet: {why}", volume.name);
+                // It is tried every few seconds: once is enough.
+                if self.told().insert((container.to_owned(), volume.clone()), said.clone()).as_ref() != Some(&said) {
+                    (self.settings.tell)(&said);
+                }
                 left.insert(volume);
             }
         }
+        self.told().retain(|(whose, volume), _| whose != container || left.contains(volume));
         if left.is_empty() {
             // Nothing is left to be remembered.
             let _ = std::fs::remove_file(self.file(container));
@@ -245,27 +253,8 @@ impl Isolator {
         Ok(plugin)
     }
 
-    /// Where a container has a volume: the root, and the place beneath it. A task without an image sees the host's own files, and a volume
-    /// over some of them would be a way to the host's root: `/etc` with a `passwd` of the task's own, and a setuid program that believes it.
-    fn place(&self, slot: &Slot, image: Option<&str>) -> Result<Option<(String, String)>> {
-        let Some(path) = &slot.container_path else { return Ok(None) };
-        if let Some(root) = image {
-            return Ok(Some((root.to_owned(), path.clone())));
-        }
-        let beneath = |folder: &PathBuf| {
-            let rest = Path::new(path).strip_prefix(folder).ok().and_then(Path::to_str).filter(|rest| !rest.is_empty())?;
-            Some((folder.display().to_string(), rest.to_owned()))
-        };
-        if let Some(place) = self.settings.folders.iter().find_map(beneath) {
-            return Ok(Some(place));
-        }
-        let folders: Vec<String> = self.settings.folders.iter().map(|folder| folder.display().to_string()).collect();
-        let detail = format!("a task without an image may have volumes beneath {}, and {path:?} is not", folders.join(", "));
-        Err(Error::invalid(
-            slot.variable("CONTAINERPATH"),
-            detail,
-            "choose another path, or give the task an image; the operator may allow more ('folders')",
-        ))
+    fn told(&self) -> MutexGuard<'_, BTreeMap<(String, Held), String>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn turn(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
@@ -299,6 +288,37 @@ impl Isolator {
         let text = serde_json::to_vec(checkpoint).map_err(|e| Error::internal(e.to_string()))?;
         std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path)).map_err(|e| Error::os(path.display(), &e))
     }
+}
+
+/// Where a container has a volume: the root, and the place beneath it; nowhere but where the plugin mounts it, if it says no place. A task
+/// without an image sees the host's own files, and a volume over some of them would be a way to the host's root: `/etc` with a
+/// `passwd` of the task's own, and a setuid program that believes it. `folders` are those beneath which it may have one.
+///
+/// # Errors
+/// `invalid_argument` for a place that it may not have, or that it does not say and needs.
+pub fn place(slot: &Slot, image: Option<&str>, folders: &[PathBuf]) -> Result<Option<(String, String)>> {
+    let variable = slot.variable("CONTAINERPATH");
+    let Some(path) = &slot.container_path else {
+        if image.is_some() {
+            let detail = "a task with an image does not see where the node mounts its volumes";
+            return Err(Error::invalid(&variable, detail, "say where the task is to find it"));
+        }
+        return Ok(None);
+    };
+    if let Some(root) = image {
+        return Ok(Some((root.to_owned(), path.clone())));
+    }
+    let beneath = |folder: &PathBuf| {
+        let rest = Path::new(path).strip_prefix(folder).ok().and_then(Path::to_str).filter(|rest| !rest.is_empty())?;
+        Some((folder.display().to_string(), rest.to_owned()))
+    };
+    if let Some(place) = folders.iter().find_map(beneath) {
+        return Ok(Some(place));
+    }
+    let shown: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let detail = format!("a task without an image may have volumes beneath {}, and {path:?} is not", shown.join(", "));
+    let next = "choose another path, or give the task an image; the operator may allow more ('folders')";
+    Err(Error::invalid(&variable, detail, next))
 }
 
 fn held(slot: &Slot) -> Held {

@@ -12,6 +12,9 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use super::mounts::make_path;
 use super::sys::{failed, refused};
 
+/// The filesystems /proc and /sys, by their magic numbers.
+const KERNEL_S: [rustix::fs::FsWord; 2] = [libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC];
+
 /// Which namespace of mounts this process is in.
 pub fn mount_namespace() -> Result<u64> {
     const WHERE: &str = "/proc/self/ns/mnt";
@@ -48,12 +51,22 @@ pub fn bind(source: &Path, root: &Path, target: &str, links: bool, outside: u64)
     let place = make_path(root.as_fd(), target.trim_matches('/'), resolve | ResolveFlags::NO_MAGICLINKS).map_err(|e| {
         let next = "choose a path of folders alone, without links that lead elsewhere";
         match e {
+            rustix::io::Errno::NOENT => Error::invalid("path", format!("{}: a link on the way leads to what is not there", what()), next),
+            rustix::io::Errno::ROFS => {
+                let next = "make the folder in the image, or choose another path";
+                Error::invalid("path", format!("{}: there is no such folder, and none can be made ({e})", what()), next)
+            }
             rustix::io::Errno::LOOP | rustix::io::Errno::XDEV | rustix::io::Errno::NOTDIR => {
                 Error::invalid("path", format!("{}: there is a link or a file on the way ({e})", what()), next)
             }
             e => refused(what())(e),
         }
     })?;
+    let kind = rustix::fs::fstatfs(&place).map_err(refused(what()))?.f_type;
+    if KERNEL_S.contains(&kind) {
+        let detail = format!("{}: what is there is the kernel's, and another one in a moment", what());
+        return Err(Error::invalid("path", detail, "choose a path that is not beneath /proc or /sys"));
+    }
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(tree.as_fd(), "", place.as_fd(), "", flags).map_err(refused(what()))?;
     Ok(())

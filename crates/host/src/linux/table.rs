@@ -21,6 +21,10 @@ pub struct Line {
     /// Which folder of the filesystem is mounted.
     pub root: PathBuf,
     pub mountpoint: PathBuf,
+    /// The group of peers that it tells of its mounts and unmounts, and hears of theirs.
+    pub peers: Option<u64>,
+    /// The group that it hears of alone.
+    pub master: Option<u64>,
     pub fs: String,
     pub source: String,
 }
@@ -48,12 +52,19 @@ fn parse_line(line: &[u8]) -> Option<Line> {
     let (major, minor) = device.split_once(':')?;
     let root = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
     let mountpoint = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
-    let mut rest = fields.skip_while(|f| *f != b"-");
-    rest.next()?;
+    let mut rest = fields.skip(1);
+    let (mut peers, mut master) = (None, None);
+    for (tag, group) in rest.by_ref().take_while(|f| *f != b"-").filter_map(|tag| std::str::from_utf8(tag).ok()?.split_once(':')) {
+        match tag {
+            "shared" => peers = group.parse().ok(),
+            "master" => master = group.parse().ok(),
+            _ => {}
+        }
+    }
     let fs = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
     let source = String::from_utf8_lossy(&unescape(rest.next()?)).into_owned();
     let device = DeviceNumber::new(major.parse().ok()?, minor.parse().ok()?);
-    Some(Line { id, device: behind(device, Path::new(&source)), shown: device, root, mountpoint, fs, source })
+    Some(Line { id, device: behind(device, Path::new(&source)), shown: device, root, mountpoint, peers, master, fs, source })
 }
 
 /// The block device behind a mount. Filesystems that may span several devices, as btrfs, show a number of their own

@@ -23,7 +23,7 @@ impl Task for Users {
 
     fn run(self) -> Result<Vec<Process>> {
         let own_namespace = std::fs::read_link("/proc/self/ns/mnt").map_err(failed("cannot read /proc/self/ns/mnt"))?;
-        let wanted = Wanted::of(self.device, &self.at)?;
+        let (wanted, ours) = (Wanted::of(self.device, &self.at)?, Ours::of(self.at)?);
         let mut found = Vec::new();
         for entry in std::fs::read_dir("/proc").map_err(failed("cannot list /proc"))? {
             let name = entry.map_err(failed("cannot list /proc"))?.file_name();
@@ -34,7 +34,8 @@ impl Task for Users {
             if mounts.ids.is_empty() {
                 continue;
             }
-            let foreign = std::fs::read_link(proc.join("ns/mnt")).is_ok_and(|namespace| namespace != own_namespace);
+            let foreign = std::fs::read_link(proc.join("ns/mnt")).is_ok_and(|namespace| namespace != own_namespace)
+                && !mounts.lines.iter().all(|line| ours.goes_with(line));
             let uses = mounts.used_by(&proc);
             if uses || foreign {
                 let name = std::fs::read_to_string(proc.join("comm")).unwrap_or_default().trim().to_owned();
@@ -48,7 +49,25 @@ impl Task for Users {
 /// A process' own view of a device's mounts.
 struct Mounts {
     ids: BTreeSet<u64>,
-    paths: Vec<PathBuf>,
+    lines: Vec<table::Line>,
+}
+
+/// The node's own mount. Who runs in a namespace of its own that hears of the node's unmounts has a copy at the same place, of every
+/// volume and without having asked: it goes with ours, and is no use of it.
+struct Ours {
+    at: PathBuf,
+    peers: Option<u64>,
+}
+
+impl Ours {
+    fn of(at: PathBuf) -> Result<Ours> {
+        let line = table::read()?.into_iter().rfind(|line| line.mountpoint == at);
+        Ok(Ours { at, peers: line.and_then(|line| line.peers) })
+    }
+
+    fn goes_with(&self, line: &table::Line) -> bool {
+        line.mountpoint == self.at && self.peers.is_some() && (line.peers == self.peers || line.master == self.peers)
+    }
 }
 
 /// Which lines of a table are meant.
@@ -84,17 +103,14 @@ impl Wanted {
 fn mounts_of(proc: &Path, wanted: &Wanted) -> Option<Mounts> {
     let text = std::fs::read(proc.join("mountinfo")).ok()?;
     let lines = table::parse(&text).ok()?;
-    let mut mounts = Mounts { ids: BTreeSet::new(), paths: Vec::new() };
-    for line in lines.into_iter().filter(|line| wanted.is(line)) {
-        mounts.ids.insert(line.id);
-        mounts.paths.push(line.mountpoint);
-    }
-    Some(mounts)
+    let lines: Vec<table::Line> = lines.into_iter().filter(|line| wanted.is(line)).collect();
+    Some(Mounts { ids: lines.iter().map(|line| line.id).collect(), lines })
 }
 
 impl Mounts {
     fn used_by(&self, proc: &Path) -> bool {
-        let inside = |link: &str| std::fs::read_link(proc.join(link)).is_ok_and(|to| self.paths.iter().any(|p| to.starts_with(p)));
+        let inside =
+            |link: &str| std::fs::read_link(proc.join(link)).is_ok_and(|to| self.lines.iter().any(|line| to.starts_with(&line.mountpoint)));
         if inside("cwd") || inside("root") || inside("exe") {
             return true;
         }
