@@ -11,6 +11,7 @@ pub mod fuse;
 pub mod http;
 pub mod kernel;
 pub mod machine;
+pub mod mesos;
 pub mod podman;
 pub mod swarm;
 pub mod vm;
