@@ -14,7 +14,7 @@ use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
 use dunnage_host::{Detached, Host};
 use dunnage_model::{BootId, Bytes, Owner, PartialSpec};
-use dunnage_tests::ceph::{Ceph, Client, POOL};
+use dunnage_tests::ceph::{Ceph, Client, POOL, USER};
 use dunnage_tests::{BOUND, Node, binary, eventually, is_mounted, kernel, sh};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -381,6 +381,32 @@ fn law_6_a_node_that_is_gone_is_fenced_by_name_and_nobody_waits_for_it_and_it_ta
     b.finish();
 }
 
+#[test]
+fn law_6_an_operator_who_insists_cuts_off_a_node_that_lives_and_what_it_writes_from_then_on_is_refused() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    let (mut a, mut b) = (ceph.node("a", ""), ceph.node("b", ""));
+    create(&a, "pg");
+    let old = a.mount("pg", "c1");
+    write(&old, "acknowledged");
+    eventually("both have given a sign", BOUND, || nodes(&b).len() == 2);
+    b.cli(&["node", "fence", "a"]).fails(5);
+    b.cli(&["node", "fence", "a", "--force"]).ok();
+    let path = b.mount("pg", "c2");
+    assert_eq!(read(&path), "acknowledged");
+    assert!(
+        !sh(&format!("sh -c 'echo too-late >{0}/file; sync {0}/file' 2>&1 && echo written || true", old.display())).contains("written")
+    );
+    b.unmount("pg", "c2");
+    b.cli(&["node", "unfence", "a"]).ok();
+    a.plugin("VolumeDriver.Unmount", &json!({ "Name": "pg", "ID": "c1" }));
+    eventually("what it had is gone", BOUND, || !is_mounted(&old));
+    assert_eq!(read(&a.mount("pg", "c3")), "acknowledged");
+    a.unmount("pg", "c3");
+    remove(&a, "pg");
+    a.finish();
+    b.finish();
+}
+
 fn volumes(node: &Node) -> Vec<String> {
     let listed: Value = node.plugin_ok("VolumeDriver.List", &json!({}));
     listed["Volumes"].as_array().expect("a list").iter().map(|v| v["Name"].as_str().expect("a name").to_owned()).collect()
@@ -547,6 +573,42 @@ fn law_6_without_storage_daemons_nobody_is_fenced_by_silence_and_writers_wait_no
     a.unmount("pg", "c2");
     a.finish();
     b.finish();
+}
+
+#[test]
+fn two_clusters_are_two_drivers_of_one_node_and_neither_s_volume_is_taken_for_the_other_s() {
+    let (Some(east), Some(west)) = (Ceph::with_devices(1), Ceph::with_devices(1)) else { return };
+    let mut node = east.node("a", "");
+    node.stop();
+    let driver = |name: &str, ceph: &Ceph| {
+        let (conf, keyring) = (ceph.conf(), ceph.keyring());
+        format!("{name}: {{ type: ceph, conf: {}, keyring: {}, user: {USER}, pool: {POOL} }}", conf.display(), keyring.display())
+    };
+    node.configure(&format!(
+        "volumes: {{ private_namespace: true, defaults: {{ size: 64MiB }} }}\ndrivers: {{ {}, {} }}\n\
+         endpoints: {{ docker: [ {{ name: east, driver: east }}, {{ name: west, driver: west }} ] }}\n",
+        driver("east", &east),
+        driver("west", &west)
+    ));
+    node.endpoint = "east";
+    node.start();
+    let both = [("east", &east), ("west", &west)];
+    let mut paths = Vec::new();
+    for (endpoint, ceph) in both {
+        node.endpoint = endpoint;
+        create(&node, "pg");
+        paths.push(node.mount("pg", "c"));
+        write(&paths[paths.len() - 1], endpoint);
+        assert_eq!(left_in(ceph), ["pg", "dunnage.volume.pg"]);
+    }
+    for (path, (endpoint, ceph)) in paths.iter().zip(both) {
+        assert_eq!(read(path), endpoint);
+        node.endpoint = endpoint;
+        node.unmount("pg", "c");
+        remove(&node, "pg");
+        assert_eq!(left_in(ceph), [""; 0]);
+    }
+    node.finish();
 }
 
 #[test]

@@ -125,7 +125,8 @@ impl Sandbox {
         ];
         variables.extend(programs.kernel.clone().map(|kernel| ("DUNNAGE_TEST_KERNEL", kernel.into())));
         // A Mesos that somebody has, for what is run by hand.
-        variables.extend(["MESOS_BIN", "MESOS_INCLUDES", "MESOS_IMAGES"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        variables
+            .extend(["MESOS_BIN", "MESOS_INCLUDES", "MESOS_IMAGES"].into_iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         variables
     }
 
