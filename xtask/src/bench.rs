@@ -15,6 +15,9 @@ pub struct Options {
     /// How long each run of fio takes: longer runs differ less by chance
     #[arg(long, value_name = "N", default_value = "1.5")]
     seconds: f64,
+    /// fio's volumes are in memory: what the disk itself does is left out
+    #[arg(long)]
+    memory: bool,
 }
 
 /// Builds, runs the program `bench` of `dunnage-tests`, and says where the figures are.
@@ -33,6 +36,7 @@ pub fn run(options: &Options) -> Result<Verdict> {
     let place = sandbox.place(Who::Root)?;
     let mut command = sandbox.command(&place, &programs, &release.join("bench"), &workspace.root);
     command.args(&options.name).arg("--json").arg(&figures).args(["--seconds", &options.seconds.to_string()]);
+    command.args(options.memory.then_some("--memory"));
     let status = command.status().context("cannot run bench")?;
     let (_, leaks) = sandbox.close(&place);
     for leak in &leaks {

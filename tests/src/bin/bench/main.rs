@@ -113,8 +113,14 @@ fn quiet_node() -> Node {
 }
 
 /// Stops a quiet node, of which nothing may be left.
-fn end(mut node: Node) {
+fn end(node: Node) {
+    end_with(node, || {});
+}
+
+/// The same; what was put beneath it is taken away when its daemon has stopped.
+fn end_with(mut node: Node, take_away: impl FnOnce()) {
     node.stop();
+    take_away();
     rustix::mount::unmount(node.run_dir(), UnmountFlags::DETACH).expect("unmount");
     node.assert_nothing_left();
 }
