@@ -97,6 +97,11 @@ fn what_would_be_refused_is_refused_with_the_same_words_and_code() {
         (app(r#""DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_CONTAINERPATH":"/etc""#), 2, "without an image"),
         (app(r#""DVDI_VOLUME_NAME":{"secret":"name"}"#), 2, "give it as a value"),
         (
+            r#"{"task_id":{"value":"t"},"command":{"environment":{"variables":[{"name":"DVDI_VOLUME_NAME","type":"SECRET"}]}}}"#.to_owned(),
+            2,
+            "give it as a value",
+        ),
+        (
             r#"{"id":"a","env":{"DVDI_VOLUME_NAME":"pg"},"container":{"type":"MESOS","docker":{"image":"alpine"}}}"#.to_owned(),
             2,
             "say where the task is to find it",

@@ -226,6 +226,17 @@ fn a_volume_is_carried_by_nbd_where_the_kernel_has_no_rbd_grows_in_use_and_its_d
     bench.vm.dunnage("volume unmount other").ok();
     assert!(bench.mapped().is_empty());
 
+    // What was written to a device that is only attached is there, synced by nobody.
+    let device = bench.dunnage("volume attach other").ok();
+    assert!(device.starts_with("/dev/nbd"), "{device}");
+    bench.vm.sh(&format!("printf of-nobody | dd of={device} bs=512 seek=40000 conv=notrunc")).ok();
+    bench.vm.dunnage("volume detach other").ok();
+    let device = bench.dunnage("volume attach other").ok();
+    let read = bench.vm.sh(&format!("dd if={device} bs=512 skip=40000 count=1 | head -c 9")).ok();
+    assert_eq!(read, "of-nobody");
+    bench.vm.dunnage("volume detach other").ok();
+    assert!(bench.mapped().is_empty());
+
     // Where nbd has no device left, it goes the next way.
     let map = format!("rbd-nbd map --read-only --conf /run/by-hand.conf --id {USER} {POOL}/other");
     bench.vm.sh(&format!("for i in $(seq 16); do {map} || exit 1; done")).ok();
@@ -284,6 +295,7 @@ fn stands_still(module: &'static str) {
     let write = |path: &PathBuf, word: &str| bench.vm.sh(&format!("echo {word} >>{0}/file; sync {0}/file", path.display()));
     write(&path, "before").ok();
     write(&other, "before").ok();
+    assert_eq!(bench.mapped().len(), 2, "by the module that this is about");
     bench.vm.freeze();
     let there = bench.node.mount("pg", "c");
     assert_eq!(sh(&format!("cat {}/file", there.display())), "before");

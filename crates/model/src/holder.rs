@@ -76,9 +76,14 @@ impl Caller {
         Caller { kind, id }
     }
 
+    /// An ID as its sender has it, without what [`Caller::MESOS`] puts before it.
+    pub fn bare(id: &str) -> &str {
+        id.strip_prefix(Caller::MESOS).unwrap_or(id)
+    }
+
     /// As much of an ID as people need: of a nested container of Mesos (`PARENT.CHILD`) something of each part.
     fn short(id: &str) -> String {
-        let parts: Vec<&str> = id.strip_prefix(Caller::MESOS).unwrap_or(id).split('.').collect();
+        let parts: Vec<&str> = Caller::bare(id).split('.').collect();
         let length = if parts.len() == 1 { 12 } else { 8 };
         let short = |part: &&str| part.chars().take(length).collect::<String>();
         parts.iter().map(short).collect::<Vec<_>>().join(".")
@@ -88,8 +93,7 @@ impl Caller {
     pub fn has_id(&self, asked: &str) -> bool {
         let Some(id) = &self.id else { return false };
         let Some(container) = id.strip_prefix(Caller::MESOS) else { return id.starts_with(asked) };
-        let asked = asked.strip_prefix(Caller::MESOS).unwrap_or(asked);
-        let (parts, asked): (Vec<&str>, Vec<&str>) = (container.split('.').collect(), asked.split('.').collect());
+        let (parts, asked): (Vec<&str>, Vec<&str>) = (container.split('.').collect(), Caller::bare(asked).split('.').collect());
         asked.len() <= parts.len() && asked.iter().zip(&parts).all(|(asked, part)| part.starts_with(asked))
     }
 }

@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use dunnage_host::DeviceNumber;
 use dunnage_host::helpers::Task;
 use dunnage_model::{Bytes, Error, Result, VolumeName};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, geteuid, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
@@ -36,6 +38,9 @@ const CLIENT: &str = "client";
 
 /// How long it may take to end: whatever was to be written was flushed before.
 const END: Duration = Duration::from_secs(5);
+
+/// How many processes there may be: one that goes to the background is two.
+const MOST: usize = 8;
 
 /// By what an image is carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -125,9 +130,9 @@ pub fn export(folder: &Path) -> String {
     json!({ "type": "fuse", "id": "volume", "node-name": "volume", "mountpoint": folder.join(DEVICE), "writable": true }).to_string()
 }
 
-/// Whether a process of this command line carries the image of this folder. Its program need not come first: who puts it into a scope
+/// Whether a command line is that of what carries the image of this folder. Its program need not come first: who puts it into a scope
 /// becomes it, but not at once.
-fn is_its(line: &[u8], folder: &Path) -> bool {
+fn is_line(line: &[u8], folder: &Path) -> bool {
     let (export, conf) = (export(folder), folder.join(CONF));
     let words = || line.split(|byte| *byte == 0);
     let names = |program: &str| words().any(|word| Path::new(OsStr::from_bytes(word)).file_name() == Some(program.as_ref()));
@@ -135,9 +140,16 @@ fn is_its(line: &[u8], folder: &Path) -> bool {
     names(PROGRAM) && has(export.as_bytes()) || names(nbd::PROGRAM) && has(conf.as_os_str().as_bytes())
 }
 
-/// Its process.
+/// Its process. What others run is not looked at, and what runs in a container is not ours, whatever words it was started with.
 pub fn process(folder: &Path) -> Result<Option<Pid>> {
-    let is_it = |pid: &Pid| is_its(&std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default(), folder);
+    let namespace = |of: &Path| std::fs::read_link(of.join("ns/pid")).ok();
+    let ours = namespace(Path::new("/proc/self"));
+    let is_it = |pid: &Pid| {
+        let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+        is_line(&std::fs::read(proc.join("cmdline")).unwrap_or_default(), folder)
+            && std::fs::metadata(&proc).is_ok_and(|found| found.uid() == geteuid().as_raw())
+            && namespace(&proc) == ours
+    };
     let number = |text: &str| text.trim().parse().ok().and_then(Pid::from_raw);
     let written = [PID, NBD].iter().find_map(|file| number(&std::fs::read_to_string(folder.join(file)).ok()?));
     if let Some(pid) = written.filter(is_it) {
@@ -198,6 +210,10 @@ fn named(folder: &Path) -> Result<Option<(ClientAddress, Uuid)>> {
 
 /// Whether the device of this number is what carries the image of this folder.
 pub fn has_device(folder: &Path, number: DeviceNumber) -> bool {
+    // Every driver is asked about every mount: most are none of its.
+    if ![MAPPING, NBD].iter().any(|file| folder.join(file).exists()) {
+        return false;
+    }
     let device = carrier_of(folder).map(|carrier| carrier.and_then(|carrier| carrier.device()));
     device.is_ok_and(|device| device.is_some_and(|device| device.number == number))
 }
@@ -257,10 +273,17 @@ impl Task for End {
             },
             _ => None,
         };
-        let told = end(folder, END)?;
-        drop(kept);
+        if let Some(kept) = &kept {
+            nbd::disconnect(kept)?;
+        }
+        let ended = end(folder, if kept.is_some() { How::Wait } else { How::Tell })?;
+        // (It may have been quick.)
+        let in_time = ended.unwrap_or(kept.is_some());
+        if let Some(kept) = kept {
+            nbd::free(kept);
+        }
         let (client, by_nbd) = (named(folder)?, folder.join(NBD).exists());
-        let was_killed = if by_nbd { !told } else { folder.join(PID).exists() };
+        let was_killed = if by_nbd { !in_time } else { folder.join(PID).exists() };
         clear(folder)?;
         Ok(match client {
             _ if was_killed => Ended::Killed,
@@ -270,41 +293,59 @@ impl Task for End {
     }
 }
 
-/// Ends it, if it runs: one after the other, where it has not gone to the background yet. Says whether it ran, and ended when it was
-/// told to.
-pub fn end(folder: &Path, patience: Duration) -> Result<bool> {
-    let mut told = None;
-    while let Some(pid) = process(folder)? {
-        told = Some(end_one(folder, pid, patience)? && told.unwrap_or(true));
-    }
-    Ok(told.unwrap_or(false))
+/// How a process is brought to its end. Whoever has not ended after a while is killed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// It is told to.
+    Tell,
+    /// It knows already. (To be told in the middle of its end would be its death.)
+    Wait,
+    /// It is killed at once.
+    Kill,
 }
 
-fn end_one(folder: &Path, pid: Pid, patience: Duration) -> Result<bool> {
+/// Ends it, if it runs: one after the other, where it has not gone to the background yet. Says whether it ended before it was killed;
+/// nothing if it did not run.
+pub fn end(folder: &Path, how: How) -> Result<Option<bool>> {
+    let mut in_time = None;
+    for _ in 0..MOST {
+        let Some(pid) = process(folder)? else { return Ok(in_time) };
+        in_time = Some(end_one(folder, pid, how)? && in_time.unwrap_or(true));
+    }
+    let detail = format!("what carries the image of {} is started again and again by somebody", folder.display());
+    Err(Error::unavailable(detail, "find out who does ('ps ax'), and ask again"))
+}
+
+fn end_one(folder: &Path, pid: Pid, how: How) -> Result<bool> {
     let who = format!("what carries the image of {} (pid {})", folder.display(), pid.as_raw_nonzero());
-    let failed = |e: rustix::io::Errno| Error::os(format_args!("cannot end {who}"), &e.into());
+    let failed = |e: Errno| Error::os(format_args!("cannot end {who}"), &e.into());
+    // One that is gone by itself was killed by somebody else, for all that is known; unless it was on its way.
+    let gone = how == How::Wait;
     let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
         Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(false),
+        Err(Errno::SRCH) => return Ok(gone),
         Err(e) => return Err(failed(e)),
     };
     // From here on the number cannot become another's; it may have before.
     if process(folder)? != Some(pid) {
-        return Ok(false);
+        return Ok(gone);
     }
-    let ended_by = |signal, patience: Duration| -> Result<bool> {
-        match pidfd_send_signal(&pidfd, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(e) => return Err(failed(e)),
-        }
-        let seconds = patience.as_secs().cast_signed();
-        let patience = Timespec { tv_sec: seconds, tv_nsec: patience.subsec_nanos().into() };
-        Ok(rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).map_err(failed)? > 0)
+    let signal = |signal| match pidfd_send_signal(&pidfd, signal) {
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(e) => Err(failed(e)),
     };
-    if !patience.is_zero() && ended_by(Signal::TERM, patience)? {
+    let ends = || {
+        let patience = Timespec { tv_sec: END.as_secs().cast_signed(), tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)).map(|ready| ready > 0).map_err(failed)
+    };
+    if how == How::Tell {
+        signal(Signal::TERM)?;
+    }
+    if how != How::Kill && ends()? {
         return Ok(true);
     }
-    if ended_by(Signal::KILL, END)? {
+    signal(Signal::KILL)?;
+    if ends()? {
         return Ok(false);
     }
     Err(Error::unavailable(format!("{who} does not die"), "look what it waits for in the kernel"))
@@ -395,5 +436,30 @@ impl Task for All {
         };
         let all = entries.flatten().filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())));
         all.map(|(name, folder)| Ok((name, carrier_of(&folder)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_program_and_its_folder_and_by_nothing_less() {
+        let folder = Path::new("/run/dunnage/devices/pxd/pg");
+        let is_it = |words: &[&str]| is_line(words.join("\0").as_bytes(), folder);
+        let (conf, export) = ("/run/dunnage/devices/pxd/pg/ceph.conf", export(folder));
+        assert!(is_it(&["rbd-nbd", "map", "--conf", conf, "--id", "dunnage", "rbd/pg"]));
+        assert!(is_it(&["systemd-run", "--scope", "--", "/usr/bin/rbd-nbd", "map", "--conf", conf]));
+        assert!(is_it(&["qemu-storage-daemon", "--export", &export, "--daemonize"]));
+        for other in [
+            vec!["rbd-nbd", "map", "--conf", "/run/dunnage/devices/pxd/pg2/ceph.conf"],
+            vec!["rbd", "--conf", conf, "device", "map"],
+            vec!["qemu-storage-daemon", "--blockdev", conf],
+            vec!["qemu-storage-daemon", conf],
+            vec!["tail", &export],
+            vec![""],
+        ] {
+            assert!(!is_it(&other), "{other:?}");
+        }
     }
 }

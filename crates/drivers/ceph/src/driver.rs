@@ -451,8 +451,7 @@ impl Expand for Ceph {
             Carried::By { carrier: Carrier::Kernel(mapped), .. } => {
                 let path = mapped.device().path;
                 let detail = format!("the kernel has it as {} for itself alone, and so nobody can make it longer", path.display());
-                let next =
-                    "end what uses it on this node, and resize it then (with 'attach: process' in the driver's settings it grows in use)";
+                let next = "end what uses it on this node, and resize it then (with 'attach: nbd' or 'process' in the driver's settings it grows in use)";
                 return Err(Error::in_use(Vec::new(), HERE, detail, next).of(name));
             }
             Carried::By { carrier: Carrier::Nbd(device), .. } => {

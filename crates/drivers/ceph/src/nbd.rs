@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use dunnage_host::DeviceNumber;
 use dunnage_model::{Bytes, Error, Result};
 use rustix::fs::{major, minor};
+use rustix::io::Errno;
+use rustix::ioctl::{NoArg, ioctl, opcode};
 use rustix::process::Pid;
 
 use crate::carrier::Device;
@@ -46,6 +48,25 @@ pub fn keep(device: &Device) -> Result<Option<File>> {
         Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => Ok(None),
         Err(e) => Err(Error::os(format_args!("cannot open {}", device.path.display()), &e)),
     }
+}
+
+/// Has a device let go of its process: all that was written to it is there before that. (The process keeps the device open, so that
+/// nobody's close is the last one, which would see to it. What cannot be written any more is lost, as with every device that goes.)
+pub fn disconnect(kept: &File) -> Result<()> {
+    let _ = kept.sync_all();
+    // SAFETY: it takes nothing and gives nothing.
+    match unsafe { ioctl(kept, NoArg::<{ opcode::none(b'\xab', 8) }>::new()) } {
+        // It has none any more.
+        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Err(e) => Err(Error::os("cannot disconnect a device of nbd", &e.into())),
+    }
+}
+
+/// Gives a device back whose process has ended. (Of one that was made by netlink, as newer versions of the program do it, something stays
+/// otherwise. If that cannot be, it is one device less.)
+pub fn free(kept: File) {
+    // SAFETY: as above.
+    let _ = unsafe { ioctl(&kept, NoArg::<{ opcode::none(b'\xab', 4) }>::new()) };
 }
 
 /// Waits until a device is so long.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::ClientAddress;
-use crate::carrier::{DEVICE, Device, PID, PROGRAM, Way, clear, end, export, forget, os, process};
+use crate::carrier::{DEVICE, Device, How, PID, PROGRAM, Way, clear, end, export, forget, os, process};
 use crate::kernel::{self, MAPPING, Mapping};
 use crate::nbd::{self, NBD};
 use crate::tasks::Place;
@@ -79,7 +79,7 @@ impl Task for Start {
                 std::fs::write(self.folder.join(NBD), pid.as_raw_nonzero().to_string()).map_err(os(self.cannot()))?;
                 return Ok(Started { device: Some(device), client: None, why_not });
             }
-            end(&self.folder, Duration::ZERO)?;
+            end(&self.folder, How::Kill)?;
             let why = format!("{} cannot show it: {}", nbd::PROGRAM, why.as_deref().unwrap_or("it runs, and has no device"));
             self.or_fail(why, "the package rbd-nbd", &mut why_not)?;
             forget(&self.folder, NBD)?;
@@ -169,7 +169,7 @@ impl Start {
         };
         let Some(status) = status else {
             // The one that was waited for.
-            end(&self.folder, Duration::ZERO)?;
+            end(&self.folder, How::Kill)?;
             let detail =
                 format!("image {:?} of pool {:?} could not be opened within {} s", self.image, self.place.pool, PATIENCE.as_secs());
             return Err(Error::unavailable(detail, "look at 'ceph status' and at the network to its storage daemons"));

@@ -170,11 +170,16 @@ impl Admin {
         Ok(having.pop_first())
     }
 
-    /// The holder whose ID begins so; without an ID, the only one.
+    /// The holder of this ID, or else the only one whose ID begins so; without an ID, the only one.
     fn one_holder(&self, volume: &VolumeId, id: Option<&str>) -> Result<Holder> {
         let held = self.engine.held().into_iter().find(|held| held.volume == *volume).map(|held| held.holders).unwrap_or_default();
         let fits = |holder: &&Holder| id.is_none_or(|id| holder.key.caller.has_id(id));
         let mut fitting: Vec<&Holder> = held.iter().filter(fits).collect();
+        // A container of Mesos is found beside those within it, whose IDs begin with its own.
+        let is_it = |holder: &&&Holder| id.is_some() && holder.key.caller.id.as_deref().map(Caller::bare) == id.map(Caller::bare);
+        if let Some(holder) = fitting.iter().find(is_it) {
+            return Ok((*holder).clone());
+        }
         match (fitting.pop(), fitting.is_empty()) {
             (Some(holder), true) => Ok(holder.clone()),
             (Some(_), false) => {

@@ -228,14 +228,18 @@ fn marathon_environment(workload: &mut Workload, map: &Map<String, Value>, image
     for (key, value) in variables {
         match scalar(value) {
             Some(value) => known.push((key.clone(), value)),
-            None if key.starts_with("DVDI_VOLUME_") => {
-                let detail = "it is a secret, which the module cannot read";
-                workload.refused.push(Error::invalid(key, detail, "give it as a value"));
-            }
-            None => {}
+            None => secret(workload, key),
         }
     }
     environment(workload, &known, image);
+}
+
+/// A variable whose value nobody is shown.
+fn secret(workload: &mut Workload, variable: &str) {
+    if variable.starts_with("DVDI_VOLUME_") {
+        let detail = "it is a secret, which the module cannot read";
+        workload.refused.push(Error::invalid(variable, detail, "give it as a value"));
+    }
 }
 
 fn marathon_refuses(key: &str, detail: impl Into<String>, next: &str) -> Error {
@@ -383,12 +387,13 @@ fn task_info(task: &Map<String, Value>) -> Workload {
     for of in [Some(task), executor].into_iter().flatten() {
         if let Some(command) = object(of, "command") {
             workload.commands.extend(command.get("value").and_then(scalar));
-            let variables: Vec<(String, String)> = object(command, "environment")
-                .into_iter()
-                .flat_map(|environment| items(environment, "variables"))
-                .filter_map(Value::as_object)
-                .map(|variable| (text(variable, "name").to_owned(), text(variable, "value").to_owned()))
-                .collect();
+            let given = object(command, "environment").into_iter().flat_map(|environment| items(environment, "variables"));
+            let (secrets, plain): (Vec<_>, Vec<_>) =
+                given.filter_map(Value::as_object).partition(|variable| text(variable, "type") == "SECRET");
+            let secrets = secrets.into_iter().map(|variable| text(variable, "name"));
+            secrets.for_each(|name| secret(&mut workload, name));
+            let variables: Vec<(String, String)> =
+                plain.into_iter().map(|variable| (text(variable, "name").to_owned(), text(variable, "value").to_owned())).collect();
             let mesos = object(of, "container").and_then(|container| object(container, "mesos"));
             environment(&mut workload, &variables, mesos.is_some_and(|mesos| mesos.contains_key("image")));
         }

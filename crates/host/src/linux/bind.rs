@@ -12,8 +12,8 @@ use rustix::mount::{MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 use super::mounts::make_path;
 use super::sys::{failed, refused};
 
-/// The filesystems /proc and /sys, by their magic numbers.
-const KERNEL_S: [rustix::fs::FsWord; 2] = [libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC];
+/// The filesystems of /proc and /sys, and the cgroups in it, by their magic numbers.
+const KERNEL_S: [rustix::fs::FsWord; 4] = [libc::PROC_SUPER_MAGIC, libc::SYSFS_MAGIC, libc::CGROUP_SUPER_MAGIC, libc::CGROUP2_SUPER_MAGIC];
 
 /// Which namespace of mounts this process is in.
 pub fn mount_namespace() -> Result<u64> {
@@ -51,7 +51,11 @@ pub fn bind(source: &Path, root: &Path, target: &str, links: bool, outside: u64)
     let place = make_path(root.as_fd(), target.trim_matches('/'), resolve | ResolveFlags::NO_MAGICLINKS).map_err(|e| {
         let next = "choose a path of folders alone, without links that lead elsewhere";
         match e {
-            rustix::io::Errno::NOENT => Error::invalid("path", format!("{}: a link on the way leads to what is not there", what()), next),
+            rustix::io::Errno::NOENT => Error::invalid(
+                "path",
+                format!("{}: a link on the way leads to what is not there, or it cannot be made there", what()),
+                next,
+            ),
             rustix::io::Errno::ROFS => {
                 let next = "make the folder in the image, or choose another path";
                 Error::invalid("path", format!("{}: there is no such folder, and none can be made ({e})", what()), next)
