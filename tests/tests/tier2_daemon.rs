@@ -1,6 +1,6 @@
 //! The daemon as a process: its configuration while it runs, and what its log says.
 
-use dunnage_tests::{BOUND, Node, eventually};
+use dunnage_tests::{BOUND, Node, eventually, sh};
 use serde_json::json;
 
 fn hang_up(node: &Node) {
@@ -66,4 +66,29 @@ fn a_second_daemon_on_the_same_state_directory_is_told_who_has_it() {
     let said = String::from_utf8_lossy(&ran.stderr);
     assert_eq!(ran.status.code(), Some(5), "{said}");
     assert!(said.contains(&format!("pid {}", node.pid())), "{said}");
+}
+
+/// A process that carries a volume outlives its helper, and the daemon sees a helper's death by the end of its socket.
+#[test]
+fn law_4_what_a_helper_starts_inherits_nothing_that_tells_the_daemon_whether_the_helper_lives() {
+    const CLOSED_BY_EXEC: u32 = 0o2_000_000;
+    let node = Node::started();
+    let children = sh(&format!("cat /proc/{0}/task/{0}/children", node.pid()));
+    let helpers: Vec<&str> =
+        children.split_whitespace().filter(|pid| sh(&format!("cat /proc/{pid}/cmdline")).contains("dunnage-helper")).collect();
+    assert!(!helpers.is_empty(), "the daemon keeps some");
+    for pid in helpers {
+        let mut seen = 0;
+        // The first three are given to whoever is started, each time anew.
+        let same = format!(
+            "for n in $(ls /proc/{pid}/fd); do test $n -lt 3 || test $(readlink /proc/{pid}/fd/$n) != $(readlink /proc/{pid}/fd/0) || echo $n; done"
+        );
+        for fd in sh(&same).split_whitespace() {
+            let info = sh(&format!("cat /proc/{pid}/fdinfo/{fd}"));
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags");
+            assert_ne!(u32::from_str_radix(flags.trim(), 8).expect("octal") & CLOSED_BY_EXEC, 0, "{fd} of helper {pid}: {info}");
+            seen += 1;
+        }
+        assert!(seen > 0, "the socket");
+    }
 }

@@ -115,7 +115,7 @@ pub enum Ended {
     InOrder,
     /// It has ended because it was told to. Whether that was in order, the cluster knows: who has closed an image is seen there no more.
     Told(ClientAddress),
-    /// It was killed, by whomever: what it had sent may be on its way.
+    /// It was killed, by whomever, or could not write what it had: what it had sent may be on its way.
     Killed,
     /// It has not ended: the kernel's device is open.
     Open,
@@ -273,15 +273,16 @@ impl Task for End {
             },
             _ => None,
         };
-        if let Some(kept) = &kept {
-            nbd::disconnect(kept)?;
-        }
-        let ended = end(folder, if kept.is_some() { How::Wait } else { How::Tell })?;
-        // (It may have been quick.)
-        let in_time = ended.unwrap_or(kept.is_some());
-        if let Some(kept) = kept {
-            nbd::free(kept);
-        }
+        let in_time = match &kept {
+            Some(kept) => {
+                let written = nbd::disconnect(kept)?;
+                // (It may have been quick.)
+                let ended = end(folder, How::Wait)?.unwrap_or(true);
+                nbd::free(kept)?;
+                written && ended
+            }
+            None => end(folder, How::Tell)?.unwrap_or(false),
+        };
         let (client, by_nbd) = (named(folder)?, folder.join(NBD).exists());
         let was_killed = if by_nbd { !in_time } else { folder.join(PID).exists() };
         clear(folder)?;

@@ -390,7 +390,7 @@ impl Driver for Ceph {
         }
         let detached = self.let_go(name, device).await?;
         if detached == Detached::Killed {
-            tracing::warn!(volume = %name, "what carried it was killed; its client is cut off before the volume is given up");
+            tracing::warn!(volume = %name, "what carried it has not ended in order; its client is cut off before the volume is given up");
         }
         Ok(detached)
     }

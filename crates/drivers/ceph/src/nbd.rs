@@ -50,23 +50,23 @@ pub fn keep(device: &Device) -> Result<Option<File>> {
     }
 }
 
-/// Has a device let go of its process: all that was written to it is there before that. (The process keeps the device open, so that
-/// nobody's close is the last one, which would see to it. What cannot be written any more is lost, as with every device that goes.)
-pub fn disconnect(kept: &File) -> Result<()> {
-    let _ = kept.sync_all();
+/// Has a device let go of its process, and says whether all that was written to it is there. (The process keeps the device open, so that
+/// nobody's close is the last one, which would see to it.)
+pub fn disconnect(kept: &File) -> Result<bool> {
+    let synced = kept.sync_all().is_ok();
     // SAFETY: it takes nothing and gives nothing.
     match unsafe { ioctl(kept, NoArg::<{ opcode::none(b'\xab', 8) }>::new()) } {
         // It has none any more.
-        Ok(()) | Err(Errno::INVAL) => Ok(()),
+        Ok(()) | Err(Errno::INVAL) => Ok(synced),
         Err(e) => Err(Error::os("cannot disconnect a device of nbd", &e.into())),
     }
 }
 
 /// Gives a device back whose process has ended. (Of one that was made by netlink, as newer versions of the program do it, something stays
-/// otherwise. If that cannot be, it is one device less.)
-pub fn free(kept: File) {
+/// otherwise.)
+pub fn free(kept: &File) -> Result<()> {
     // SAFETY: as above.
-    let _ = unsafe { ioctl(&kept, NoArg::<{ opcode::none(b'\xab', 4) }>::new()) };
+    unsafe { ioctl(kept, NoArg::<{ opcode::none(b'\xab', 4) }>::new()) }.map_err(|e| Error::os("cannot free a device of nbd", &e.into()))
 }
 
 /// Waits until a device is so long.
