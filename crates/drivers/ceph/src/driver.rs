@@ -19,9 +19,11 @@ use dunnage_model::{
 };
 use uuid::Uuid;
 
-use crate::carrier::{self, Carried, Carrier, Device, Ended, Way};
+use crate::carrier::{self, Carried, Carrier, Ended};
+use crate::device::Device;
 use crate::node::{self, GiveSign, ReadSign};
-use crate::start::{Start, Started};
+use crate::process::DEVICE;
+use crate::start::{Start, Started, Way};
 use crate::tasks::{
     AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LengthenImage, ListImages,
     ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
@@ -205,7 +207,7 @@ impl Ceph {
     }
 
     fn file(&self, name: &VolumeName) -> LoopRequest {
-        LoopRequest { folder: self.folder(name), relative: carrier::DEVICE.into() }
+        LoopRequest { folder: self.folder(name), relative: DEVICE.into() }
     }
 
     async fn look(&self, name: &VolumeName) -> Result<Carried> {

@@ -14,13 +14,11 @@ use dunnage_model::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::ClientAddress;
-use crate::carrier::Device;
-use crate::start::Start;
+use crate::device::Device;
+use crate::process::{CONF, MAPPING, SAID};
 
 /// Where the module shows itself.
 const BUS: &str = "/sys/bus/rbd";
-/// What of an image was to be mapped, written before it was.
-pub const MAPPING: &str = "mapping";
 /// A client for each image, which nobody else may write to as long as it is mapped; and its device is made by the kernel itself.
 const OPTIONS: &str = "noshare,exclusive,noudev";
 /// How long a mapping may take.
@@ -99,23 +97,22 @@ pub fn has_module(name: &str, shows: &Path) -> bool {
     shows.exists() || load().is_ok() && shows.exists()
 }
 
-/// Has the kernel map an image. Gives what the command had to say about it when it failed.
-pub fn map(start: &Start) -> Result<Option<String>> {
-    let (folder, pool, image) = (&start.folder, &start.place.pool, &start.image);
-    let same = |one: &Mapped| one.pool == *pool && one.image == *image;
+/// Has the kernel map an image; in its folder is how the cluster is reached. Gives what the command had to say when it failed.
+pub fn map(folder: &Path, user: &str, pool: &str, image: &str) -> Result<Option<String>> {
+    let same = |one: &Mapped| one.pool == pool && one.image == image;
     let before = all()?.into_iter().filter(same).map(|one| one.id).collect();
-    let mapping = Mapping { pool: pool.clone(), image: image.clone(), before };
+    let mapping = Mapping { pool: pool.to_owned(), image: image.to_owned(), before };
     let (path, new) = (folder.join(MAPPING), folder.join("mapping.new"));
     let text = serde_json::to_vec(&mapping).map_err(|e| Error::internal(format!("a mapping cannot be written: {e}")))?;
     let write = || std::fs::write(&new, text).and_then(|()| std::fs::rename(&new, &path));
     write().map_err(|e| Error::os(format_args!("cannot write {}", path.display()), &e))?;
-    let said = start.said();
+    let said = folder.join(SAID);
     let try_with = |options: &str| -> Result<Option<String>> {
         let to = std::fs::File::create(&said).map_err(|e| Error::os(format_args!("cannot make {}", said.display()), &e))?;
         // It dies with the helper that waits for it: nothing is mapped behind the back of a retry.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "rbd", "--conf"]).arg(start.conf());
-        command.args(["--id", &start.place.access.user, "device", "map", "--options", options]);
+        command.args(["--pdeathsig", "KILL", "rbd", "--conf"]).arg(folder.join(CONF));
+        command.args(["--id", user, "device", "map", "--options", options]);
         command.args(["--pool", pool, "--image", image]).stdout(Stdio::null()).stderr(to);
         match to_background(&mut command, PATIENCE) {
             Ok(Some(status)) if status.success() => Ok(None),

@@ -9,6 +9,7 @@
 mod address;
 mod carrier;
 mod cluster;
+mod device;
 mod driver;
 mod fault;
 mod image;
@@ -18,15 +19,16 @@ mod library;
 mod nbd;
 mod node;
 mod pool;
+mod process;
 mod start;
 pub mod tasks;
 mod volumes;
 
 pub use address::ClientAddress;
-pub use carrier::Way;
 pub use cluster::{Access, Cluster, PoolName};
 pub use driver::{Ceph, Settings};
 pub use fault::is_fenced;
 pub use image::{Image, ImageInfo, ImageName, Watcher, features};
 pub use pool::{Heard, Listener, Pool, Versioned, Watch};
+pub use start::Way;
 pub use tasks::tasks;

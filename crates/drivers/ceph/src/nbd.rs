@@ -13,20 +13,16 @@ use rustix::io::Errno;
 use rustix::ioctl::{NoArg, ioctl, opcode};
 use rustix::process::Pid;
 
-use crate::carrier::Device;
+use crate::device::Device;
 use crate::kernel::has_module;
-
-/// The program.
-pub const PROGRAM: &str = "rbd-nbd";
-/// Says that it carries an image, and its process number as soon as that is known.
-pub const NBD: &str = "nbd";
+use crate::process::RBD_NBD;
 
 /// How long it may take to hear that an image has become longer.
 const HEARS: Duration = Duration::from_secs(5);
 
 /// Whether this node has all that it needs.
 pub fn is_here() -> bool {
-    let installed = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|folder| Path::new(folder).join(PROGRAM).exists());
+    let installed = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"].iter().any(|folder| Path::new(folder).join(RBD_NBD).exists());
     installed && has_module("nbd", Path::new("/sys/module/nbd"))
 }
 
@@ -79,7 +75,7 @@ pub fn wait_for_size(device: &Device, size: Bytes) -> Result<()> {
             return Ok(());
         }
         if begun.elapsed() > HEARS {
-            let detail = format!("{PROGRAM} does not say that {} is longer now", device.path.display());
+            let detail = format!("{RBD_NBD} does not say that {} is longer now", device.path.display());
             return Err(Error::unavailable(detail, "ask again"));
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -14,21 +14,32 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::ClientAddress;
-use crate::carrier::{DEVICE, Device, How, PID, PROGRAM, Way, clear, end, export, forget, os, process};
-use crate::kernel::{self, MAPPING, Mapping};
-use crate::nbd::{self, NBD};
+use crate::device::Device;
+use crate::kernel::{self, Mapping};
+use crate::nbd;
+use crate::process::{self, CONF, DEVICE, How, MAPPING, NBD, PID, QEMU, RBD_NBD, SAID, clear, end, export, forget, os};
 use crate::tasks::Place;
-
-/// The cluster's configuration, with the place of the key.
-pub const CONF: &str = "ceph.conf";
-/// What the command that began it said.
-pub const SAID: &str = "said";
 
 /// What is said of a program that is not there.
 const NOT_INSTALLED: &str = "it is not installed";
 
 /// How long it may take to open an image.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// By what an image is carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// By the first of the others that can.
+    #[default]
+    Auto,
+    /// By the kernel's own client.
+    Kernel,
+    /// By `rbd-nbd`, as a device of the kernel's nbd.
+    Nbd,
+    /// By `qemu-storage-daemon`, as a file.
+    Process,
+}
 
 /// What came of a start.
 #[derive(Serialize, Deserialize)]
@@ -62,7 +73,7 @@ impl Task for Start {
         self.prepare()?;
         let mut why_not = Vec::new();
         if self.way == Way::Kernel || self.way == Way::Auto && kernel::is_here() {
-            let why = kernel::map(&self)?;
+            let why = kernel::map(&self.folder, &self.place.access.user, &self.place.pool, &self.image)?;
             let mapped = Mapping::read(&self.folder)?.map_or(Ok(None), |mapping| mapping.mapped(None))?;
             if let Some(mapped) = mapped {
                 return Ok(Started { client: Some(mapped.client), device: Some(mapped.device()), why_not });
@@ -74,13 +85,13 @@ impl Task for Start {
         if self.way == Way::Nbd || self.way == Way::Auto && nbd::is_here() {
             File::create(self.folder.join(NBD)).map_err(os(self.cannot()))?;
             let why = self.background(self.nbd())?;
-            let pid = process(&self.folder)?;
+            let pid = process::find(&self.folder)?;
             if let Some((pid, device)) = pid.and_then(|pid| Some((pid, nbd::device(pid)?))).filter(|_| why.is_none()) {
                 std::fs::write(self.folder.join(NBD), pid.as_raw_nonzero().to_string()).map_err(os(self.cannot()))?;
                 return Ok(Started { device: Some(device), client: None, why_not });
             }
             end(&self.folder, How::Kill)?;
-            let why = format!("{} cannot show it: {}", nbd::PROGRAM, why.as_deref().unwrap_or("it runs, and has no device"));
+            let why = format!("{} cannot show it: {}", RBD_NBD, why.as_deref().unwrap_or("it runs, and has no device"));
             self.or_fail(why, "the package rbd-nbd", &mut why_not)?;
             forget(&self.folder, NBD)?;
         }
@@ -91,23 +102,13 @@ impl Task for Start {
             NOT_INSTALLED => "install the packages qemu-system-common and qemu-block-extra".to_owned(),
             _ => format!("look at the image with 'rbd info {pool}/{}', and at the key of client.{user}", self.image),
         };
-        Err(Error::unavailable(format!("{PROGRAM} cannot show image {:?} of pool {pool:?}: {why}", self.image), next))
+        Err(Error::unavailable(format!("{QEMU} cannot show image {:?} of pool {pool:?}: {why}", self.image), next))
     }
 }
 
 impl Start {
     fn cannot(&self) -> String {
         format!("cannot make {}", self.folder.display())
-    }
-
-    /// The cluster's configuration.
-    pub fn conf(&self) -> PathBuf {
-        self.folder.join(CONF)
-    }
-
-    /// Where what a command says goes.
-    pub fn said(&self) -> PathBuf {
-        self.folder.join(SAID)
     }
 
     /// Makes the folder, and says there how the cluster is reached.
@@ -121,7 +122,7 @@ impl Start {
         if let Some(keyring) = &access.keyring {
             conf.push_str(&format!("keyring = {}\n", keyring.display()));
         }
-        std::fs::write(self.conf(), conf).map_err(os(self.cannot()))?;
+        std::fs::write(self.folder.join(CONF), conf).map_err(os(self.cannot()))?;
         File::create(folder.join(DEVICE)).map(|_| ()).map_err(os(self.cannot()))
     }
 
@@ -137,8 +138,8 @@ impl Start {
     }
 
     fn nbd(&self) -> Command {
-        let mut command = carrier(nbd::PROGRAM);
-        command.args(["map", "--conf"]).arg(self.conf()).args(["--id", &self.place.access.user]);
+        let mut command = carrier(RBD_NBD);
+        command.args(["map", "--conf"]).arg(self.folder.join(CONF)).args(["--id", &self.place.access.user]);
         command.arg(format!("{}/{}", self.place.pool, self.image));
         command
     }
@@ -149,12 +150,12 @@ impl Start {
             "node-name": "volume",
             "pool": self.place.pool,
             "image": self.image,
-            "conf": self.conf(),
+            "conf": self.folder.join(CONF),
             "user": self.place.access.user,
             "discard": "unmap",
             "cache": { "direct": true },
         });
-        let mut command = carrier(PROGRAM);
+        let mut command = carrier(QEMU);
         command.args(["--blockdev", &blockdev.to_string(), "--export", &export(&self.folder), "--daemonize", "--pidfile"]);
         command.arg(self.folder.join(PID));
         command
@@ -162,7 +163,8 @@ impl Start {
 
     /// Starts a process that carries the image. Gives what it had to say about it when it failed.
     fn background(&self, mut command: Command) -> Result<Option<String>> {
-        let said = File::options().create(true).truncate(true).write(true).mode(0o600).open(self.said()).map_err(os(self.cannot()))?;
+        let said =
+            File::options().create(true).truncate(true).write(true).mode(0o600).open(self.folder.join(SAID)).map_err(os(self.cannot()))?;
         let status = match to_background(command.stdout(Stdio::null()).stderr(said), PATIENCE) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Some(NOT_INSTALLED.to_owned())),
             status => status.map_err(os(format_args!("cannot start {}", command.get_program().display())))?,
@@ -177,7 +179,7 @@ impl Start {
         if status.success() {
             return Ok(None);
         }
-        let said = std::fs::read_to_string(self.said()).unwrap_or_default();
+        let said = std::fs::read_to_string(self.folder.join(SAID)).unwrap_or_default();
         Ok(Some(said.lines().last().unwrap_or("it said nothing").chars().take(300).collect()))
     }
 }
