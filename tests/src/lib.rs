@@ -19,7 +19,7 @@ pub mod vm;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dunnage_host::crash;
@@ -80,7 +80,21 @@ pub struct Node {
     pub endpoint: &'static str,
     /// Where the plugin sockets go; its own folder unless a test says otherwise.
     pub plugins: PathBuf,
+    passed: News,
     child: Option<Child>,
+}
+
+/// What is new in a text that others append to. The file behind it stays where it is: a writer may have it open already.
+#[derive(Debug, Default)]
+struct News(AtomicUsize);
+
+impl News {
+    /// The whole lines of it that were not given before.
+    fn of(&self, text: &str) -> Vec<String> {
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let given = self.0.swap(whole, Ordering::Relaxed);
+        text[given..whole].lines().map(str::to_owned).collect()
+    }
 }
 
 /// What a command of the daemon's command line did.
@@ -122,7 +136,16 @@ impl Node {
     pub fn new() -> Node {
         let folder = scratch();
         let plugins = folder.join("plugins");
-        Node { folder, env: Vec::new(), log_level: Some("debug"), name: "n1", endpoint: "dunnage", plugins, child: None }
+        Node {
+            folder,
+            env: Vec::new(),
+            log_level: Some("debug"),
+            name: "n1",
+            endpoint: "dunnage",
+            plugins,
+            passed: News::default(),
+            child: None,
+        }
     }
 
     /// A node with a running daemon.
@@ -246,11 +269,7 @@ impl Node {
 
     /// The points that were passed since the last call of this.
     pub fn passed(&self) -> Vec<String> {
-        let (passed, read) = (self.crash_points().join("passed"), self.crash_points().join("read"));
-        if std::fs::rename(passed, &read).is_err() {
-            return Vec::new();
-        }
-        std::fs::read_to_string(read).expect("read").lines().map(str::to_owned).collect()
+        self.passed.of(&std::fs::read_to_string(self.crash_points().join("passed")).unwrap_or_default())
     }
 
     pub fn pid(&self) -> u32 {

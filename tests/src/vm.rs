@@ -11,7 +11,7 @@ use dunnage_host::crash::VARIABLE;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::machine::NET;
-use crate::{Ran, binary, eventually, sh, skip};
+use crate::{News, Ran, binary, eventually, sh, skip};
 
 /// Emulated, everything takes longer.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -72,6 +72,7 @@ pub struct Vm {
     name: &'static str,
     folder: PathBuf,
     orders: std::cell::Cell<u32>,
+    passed: News,
     process: Child,
 }
 
@@ -107,7 +108,7 @@ impl Vm {
         let console = |mode: &mut std::fs::OpenOptions| mode.open(folder.join("console")).expect("console");
         let out = console(File::options().create(true).append(true));
         let process = qemu.stdin(Stdio::null()).stderr(out.try_clone().expect("console")).stdout(out).spawn().expect("qemu");
-        let vm = Vm { name, folder: folder.to_owned(), orders: 0.into(), process };
+        let vm = Vm { name, folder: folder.to_owned(), orders: 0.into(), passed: News::default(), process };
         vm.sh("true").ok();
         Some(vm)
     }
@@ -165,8 +166,7 @@ impl Vm {
 
     /// The points that were passed since the last call of this.
     pub fn passed(&self) -> Vec<String> {
-        let said = self.sh(&format!("cd {CRASH}; mv passed read && cat read || true")).ok();
-        said.lines().map(str::to_owned).collect()
+        self.passed.of(&self.sh(&format!("cat {CRASH}/passed || true")).out)
     }
 
     /// The daemon's command line.

@@ -30,7 +30,9 @@ pub fn folder() -> Option<&'static PathBuf> {
 pub fn is_asked(point: Arguments<'_>) -> bool {
     let Some(folder) = folder() else { return false };
     let point = point.to_string();
-    let noted = File::options().append(true).create(true).open(folder.join("passed")).and_then(|mut file| writeln!(file, "{point}"));
+    // One write, or the lines of two processes are mixed.
+    let line = format!("{point}\n");
+    let noted = File::options().append(true).create(true).open(folder.join("passed")).and_then(|mut file| file.write_all(line.as_bytes()));
     if let Err(e) = noted {
         tracing::error!("a crash point cannot be noted: {e}");
     }
