@@ -212,6 +212,11 @@ impl Docker {
         eventually("containerd listens", BOUND, || UnixStream::connect(self.folder.join("c.sock")).is_ok());
     }
 
+    /// Where it keeps what it has.
+    pub fn data_root(&self) -> PathBuf {
+        self.folder.join("d")
+    }
+
     /// Starts dockerd, again or for the first time, and waits until it serves.
     #[track_caller]
     pub fn start(&mut self) {

@@ -10,13 +10,18 @@ use dunnage_tests::sh;
 use dunnage_tests::{Ran, binary, is_mounted};
 use serde_json::json;
 
-/// The binary under its other name, which looks where every plugin is looked for.
-fn dvdcli(bench: &Bench, args: &[&str]) -> Ran {
+/// The binary under its other name.
+fn dvdcli_of(bench: &Bench) -> PathBuf {
     let path = bench.node.folder.join("dvdcli");
     if !path.exists() {
         symlink(binary(), &path).expect("symlink");
     }
-    let output = Command::new(path).args(args).output().expect("it runs");
+    path
+}
+
+/// The same, which looks where every plugin is looked for.
+fn dvdcli(bench: &Bench, args: &[&str]) -> Ran {
+    let output = Command::new(dvdcli_of(bench)).args(args).output().expect("it runs");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
 }
@@ -34,6 +39,7 @@ fn plugin_folder(bench: &Bench) -> PathBuf {
     let config = json!({
         "description": "a stub", "documentation": "", "entrypoint": ["/stub", "/run/docker/plugins/stub.sock"], "workdir": "/",
         "interface": { "types": ["docker.volumedriver/1.0"], "socket": "stub.sock" }, "network": { "type": "none" },
+        "propagatedMount": "/volumes",
     });
     std::fs::write(folder.join("config.json"), config.to_string()).expect("config");
     folder
@@ -47,11 +53,18 @@ fn a_managed_plugin_is_found_and_called() {
     bench.docker.cli(&["plugin", "enable", "localhost:1/stub:1"]).ok();
     let listed = dvdcli(&bench, &["list", "--volumedriver=stub"]);
     assert_eq!((listed.code, listed.out.as_str()), (0, "of-the-stub\n"), "{}", listed.err);
-    // The engine's own list, from which dvdcli takes a plugin's name.
-    let list = sh(&format!("cat $(find {} -path '*/plugins/*/config.json')", std::env::var("DUNNAGE_TEST_TMP").expect("set")));
-    let installed: serde_json::Value = serde_json::from_str(&list).expect("one plugin");
-    assert_eq!(installed["plugin"]["Name"], "localhost:1/stub:1");
-    assert_eq!(installed["plugin"]["Config"]["Interface"]["Socket"], "stub.sock");
+    // With the engine's data where engines have it: by the name it was installed under, and its paths are such of the host.
+    let data = bench.docker.data_root();
+    for name in ["localhost:1/stub:1", "stub"] {
+        for verb in ["mount", "path"] {
+            let ask = format!("p=$({} {verb} --volumedriver={name} --volumename=of-the-stub); echo $p; cat $p/file", dvdcli_of(&bench).display());
+            let place = "mount -t tmpfs none /var/lib; mkdir /var/lib/docker; mount --rbind";
+            let said = sh(&format!("unshare -m sh -ec '{place} {} /var/lib/docker; {ask}'", data.display()));
+            let (path, file) = said.split_once('\n').expect("a path and what is there");
+            assert!(path.starts_with("/var/lib/docker/plugins/") && path.ends_with("/propagated-mount/of-the-stub"), "{name}: {path}");
+            assert_eq!(file, "of the stub");
+        }
+    }
     bench.docker.cli(&["plugin", "disable", "-f", "localhost:1/stub:1"]).ok();
     dvdcli(&bench, &["list", "--volumedriver=stub"]).fails(1);
     bench.docker.cli(&["plugin", "rm", "localhost:1/stub:1"]).ok();

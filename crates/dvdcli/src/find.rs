@@ -1,4 +1,5 @@
-//! Where a plugin of a name is: Docker's own discovery, and its managed plugins, which the old dvdcli did not find.
+//! Where a plugin of a name is: Docker's own discovery, and its managed plugins, which the old dvdcli did not find. A managed plugin
+//! has a root of its own, and speaks of paths in it.
 
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
@@ -16,6 +17,41 @@ pub enum Address {
     Tcp(String),
     /// On TCP, by TLS.
     Tls(String, TlsFiles),
+}
+
+/// A plugin that is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Where it listens.
+    pub address: Address,
+    /// Where its paths are on this host, if it is a managed plugin.
+    pub scope: Option<Scope>,
+}
+
+impl From<Address> for Found {
+    fn from(address: Address) -> Found {
+        Found { address, scope: None }
+    }
+}
+
+/// Where a managed plugin's paths are on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scope {
+    /// The engine's folder of it.
+    folder: PathBuf,
+    /// The folder within its root whose mounts reach the host; empty if it has none.
+    propagated: String,
+}
+
+impl Scope {
+    /// The path on the host of one of its own, as the engine has it (moby's `Plugin.ScopedPath`).
+    pub fn on_host(&self, path: &str) -> String {
+        let (at, rest) = match path.strip_prefix(&self.propagated) {
+            Some(rest) if !self.propagated.is_empty() => ("propagated-mount", rest),
+            _ => ("rootfs", path),
+        };
+        self.folder.join(at).join(rest.trim_start_matches('/')).display().to_string()
+    }
 }
 
 /// The TLS configuration of a plugin's JSON file.
@@ -47,13 +83,20 @@ impl Default for Places {
     fn default() -> Self {
         let sockets = std::env::var_os("DUNNAGE_PLUGIN_DIR").map_or_else(|| "/run/docker/plugins".into(), PathBuf::from);
         let specs = ["/etc/docker/plugins", "/usr/lib/docker/plugins"].map(PathBuf::from).to_vec();
-        Places { sockets, specs, managed: "/var/lib/docker/plugins".into() }
+        Places { sockets, specs, managed: data_root(Path::new("/etc/docker/daemon.json")).join("plugins") }
     }
+}
+
+/// Where an engine keeps its data, as its own configuration has it.
+fn data_root(configuration: &Path) -> PathBuf {
+    let text = fs::read_to_string(configuration).unwrap_or_default();
+    let known: EngineConfig = serde_json::from_str(&text).unwrap_or_default();
+    known.data_root.unwrap_or_else(|| "/var/lib/docker".into())
 }
 
 impl Places {
     /// The plugin called `name`. It is looked for once: what is not there does not come by waiting.
-    pub fn find(&self, name: &str) -> Result<Address> {
+    pub fn find(&self, name: &str) -> Result<Found> {
         let sound = name.len() <= 255 && !name.contains('\0') && Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
         if !sound {
             return Err(Error::invalid("volumedriver", format!("{name:?} is no name of a plugin"), "use for example dunnage"));
@@ -62,27 +105,27 @@ impl Places {
         let mut tried = Vec::new();
         for path in files(&self.sockets, "sock") {
             if is_socket(&path) {
-                return Ok(Address::Unix(path));
+                return Ok(Address::Unix(path).into());
             }
             tried.push(path);
         }
         for folder in &self.specs {
             for path in files(folder, "spec") {
                 if let Some(text) = read(&path)? {
-                    return address(text.trim(), None).map_err(|why| bad(&path, &why));
+                    return address(text.trim(), None).map(Found::from).map_err(|why| bad(&path, &why));
                 }
                 tried.push(path);
             }
             for path in files(folder, "json") {
                 if let Some(text) = read(&path)? {
                     let spec: Spec = serde_json::from_str(&text).map_err(|e| bad(&path, &e.to_string()))?;
-                    return address(&spec.addr, spec.tls_config).map_err(|why| bad(&path, &why));
+                    return address(&spec.addr, spec.tls_config).map(Found::from).map_err(|why| bad(&path, &why));
                 }
                 tried.push(path);
             }
         }
-        if let Some(socket) = self.managed_socket(name) {
-            return Ok(Address::Unix(socket));
+        if let Some(found) = self.managed_plugin(name) {
+            return Ok(found);
         }
         let there = self.names();
         let next = if there.is_empty() { "start it".to_owned() } else { format!("start it, or use one of: {}", there.join(", ")) };
@@ -90,19 +133,25 @@ impl Places {
         Err(Error::not_found(format!("there is no volume plugin {name:?} (looked for {})", tried.join(", ")), next))
     }
 
-    /// The socket of a plugin that `docker plugin install` brought: it lies in a folder named after the plugin's id.
-    fn managed_socket(&self, name: &str) -> Option<PathBuf> {
+    /// A plugin that `docker plugin install` brought: its socket lies in a folder named after the plugin's id.
+    fn managed_plugin(&self, name: &str) -> Option<Found> {
         let ids = fs::read_dir(&self.sockets).ok()?.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let ids: Vec<String> = ids.filter(|id| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())).collect();
-        // By the name it was installed under, of which a tag "latest" may be left out; else by that of its socket.
+        let ids = ids.filter(|id| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit()));
         let installed = |id: &String| {
             let text = fs::read_to_string(self.managed.join(id).join("config.json")).ok()?;
-            let Installed { plugin } = serde_json::from_str(&text).ok()?;
-            let known = plugin.name == name || plugin.name.strip_suffix(":latest") == Some(name);
-            known.then(|| self.sockets.join(id).join(plugin.config.interface.socket))
+            serde_json::from_str(&text).ok().map(|Installed { plugin }| plugin)
         };
-        let by_socket = |id: &String| Some(self.sockets.join(id).join(format!("{name}.sock")));
-        ids.iter().filter_map(installed).chain(ids.iter().filter_map(by_socket)).find(|path| is_socket(path))
+        let all: Vec<(String, Option<Plugin>)> = ids.map(|id| (id.clone(), installed(&id))).collect();
+        // By the name it was installed under, of which a tag "latest" may be left out; else by that of its socket.
+        let named = |plugin: &Plugin| plugin.name == name || plugin.name.strip_suffix(":latest") == Some(name);
+        let by_name = all.iter().filter_map(|(id, plugin)| Some((id, plugin.as_ref().filter(|plugin| named(plugin))?)));
+        let by_name = by_name.map(|(id, plugin)| (id, plugin.config.interface.socket.clone()));
+        let by_socket = all.iter().map(|(id, _)| (id, format!("{name}.sock")));
+        let is_there = |(id, socket): &(&String, String)| is_socket(&self.sockets.join(id).join(socket));
+        let (id, socket) = by_name.chain(by_socket).find(is_there)?;
+        let plugin = all.iter().find(|(other, _)| other == id)?.1.as_ref();
+        let scope = plugin.map(|plugin| Scope { folder: self.managed.join(id), propagated: plugin.config.propagated_mount.clone() });
+        Some(Found { address: Address::Unix(self.sockets.join(id).join(socket)), scope })
     }
 
     /// The plugins that have a socket.
@@ -125,7 +174,14 @@ struct Spec {
     tls_config: Option<TlsFiles>,
 }
 
-/// The part of an engine's `config.json` of a plugin that tells its socket.
+/// The part of an engine's `daemon.json` that tells where its data is.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct EngineConfig {
+    data_root: Option<PathBuf>,
+}
+
+/// The part of an engine's `config.json` of a plugin that tells its socket and its paths.
 #[derive(Deserialize)]
 struct Installed {
     plugin: Plugin,
@@ -142,6 +198,8 @@ struct Plugin {
 #[serde(rename_all = "PascalCase")]
 struct PluginConfig {
     interface: Interface,
+    #[serde(default)]
+    propagated_mount: String,
 }
 
 #[derive(Deserialize)]
@@ -223,6 +281,10 @@ mod tests {
         }
 
         fn find(&self, name: &str) -> Result<Address> {
+            self.found(name).map(|found| found.address)
+        }
+
+        fn found(&self, name: &str) -> Result<Found> {
             let specs = vec![self.path("etc"), self.path("usr")];
             Places { sockets: self.path("run"), specs, managed: self.path("lib") }.find(name)
         }
@@ -264,6 +326,38 @@ mod tests {
             assert_eq!(machine.find(name), Ok(socket.clone()), "{name}");
         }
         assert!(machine.find("rexray/ebs:old").is_err());
+    }
+
+    #[test]
+    fn the_paths_of_a_managed_plugin_are_told_as_they_are_on_the_host() {
+        let mut machine = Machine::new();
+        let id = "0123456789abcdef".repeat(4);
+        machine.socket(&format!("run/{id}/ebs.sock"));
+        let config = |more: &str| format!(r#"{{"plugin":{{"Name":"ebs:1","Config":{{{more}"Interface":{{"Socket":"ebs.sock"}}}}}}}}"#);
+        let on_host = |machine: &Machine, path: &str| {
+            let scope = machine.found("ebs").expect("found").scope.expect("managed");
+            scope.on_host(path).strip_prefix(&format!("{}/", machine.path(&format!("lib/{id}")).display())).expect("beneath").to_owned()
+        };
+        machine.file(&format!("lib/{id}/config.json"), &config(""));
+        assert_eq!(on_host(&machine, "/var/lib/volumes/v"), "rootfs/var/lib/volumes/v");
+        machine.file(&format!("lib/{id}/config.json"), &config(r#""PropagatedMount":"/var/lib/volumes","#));
+        assert_eq!(on_host(&machine, "/var/lib/volumes/v"), "propagated-mount/v");
+        assert_eq!(on_host(&machine, "/elsewhere/v"), "rootfs/elsewhere/v");
+        machine.socket("run/plain.sock");
+        assert_eq!(machine.found("plain").expect("found").scope, None);
+    }
+
+    #[test]
+    fn an_engine_s_own_configuration_says_where_its_plugins_are() {
+        let machine = Machine::new();
+        let root = |text: &str| {
+            machine.file("etc/daemon.json", text);
+            data_root(&machine.path("etc/daemon.json"))
+        };
+        assert_eq!(root(r#"{"data-root":"/srv/docker","debug":true}"#), Path::new("/srv/docker"));
+        for text in ["{}", "nonsense"] {
+            assert_eq!(root(text), Path::new("/var/lib/docker"), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-use crate::find::Address;
+use crate::find::{Address, Found, Scope};
 
 /// How long a socket that is there and refuses is tried again: its daemon may be starting anew.
 const RESTART: Duration = Duration::from_secs(2);
@@ -18,6 +18,7 @@ const RESTART: Duration = Duration::from_secs(2);
 /// A plugin that was found.
 pub struct Plugin {
     address: Address,
+    scope: Option<Scope>,
 }
 
 /// What is said to who called, on one line.
@@ -107,9 +108,15 @@ pub struct Said {
 }
 
 impl Plugin {
-    /// One that listens there. Nothing is asked of it yet.
-    pub fn at(address: Address) -> Self {
-        Plugin { address }
+    /// One that was found. Nothing is asked of it yet.
+    pub fn new(Found { address, scope }: Found) -> Self {
+        Plugin { address, scope }
+    }
+
+    /// The path on this host of one that it told; an empty one is none.
+    pub fn on_host(&self, path: Option<String>) -> Option<String> {
+        let path = path.filter(|path| !path.is_empty())?;
+        Some(self.scope.as_ref().map_or_else(|| path.clone(), |scope| scope.on_host(&path)))
     }
 
     /// One call: `Mount`, with its body.

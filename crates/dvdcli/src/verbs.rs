@@ -33,7 +33,7 @@ impl Asked {
 
 /// Finds the plugin and makes sure that it is one.
 pub async fn activated(places: &Places, driver: &str) -> Result<Plugin> {
-    let plugin = Plugin::at(places.find(driver)?);
+    let plugin = Plugin::new(places.find(driver)?);
     plugin.activate().await.map_err(|e| e.told("Plugin.Activate"))?;
     Ok(plugin)
 }
@@ -75,7 +75,7 @@ pub async fn mount(plugin: &Plugin, asked: &Asked, forbids: Option<&str>) -> Res
     }
     let Said { mountpoint, .. } = plugin.call("Mount", asked.named()).await.map_err(|e| e.told("Mount"))?;
     let no_path = || Error::unavailable("Mount: the plugin answered no path", "look into the plugin's own log");
-    Ok(mountpoint.filter(|path| !path.is_empty()).ok_or_else(no_path)?)
+    Ok(plugin.on_host(mountpoint).ok_or_else(no_path)?)
 }
 
 /// An unmount of what is not mounted is done: Mesos unmounts what it never mounted, and must not fail.
@@ -103,7 +103,7 @@ fn told(asked: &Asked) -> Result<()> {
 pub async fn path(plugin: &Plugin, asked: &Asked) -> Result<Option<String>> {
     look(plugin, asked).await.map_err(|e| e.told("Get"))?;
     let said = plugin.call("Path", asked.named()).await.map_err(|e| e.told("Path"))?;
-    Ok(said.mountpoint.filter(|path| !path.is_empty()))
+    Ok(plugin.on_host(said.mountpoint))
 }
 
 /// The name of a volume that is there.

@@ -1,4 +1,4 @@
-//! A volume plugin that has one volume and mounts nothing: for tests of those who look for plugins.
+//! A volume plugin that has one volume, in a folder of its own, and mounts nothing: for tests of those who look for plugins.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -6,6 +6,8 @@ use std::os::unix::net::UnixListener;
 fn main() {
     let socket = std::env::args().nth(1).expect("the socket's path");
     let _ = std::fs::remove_file(&socket);
+    std::fs::create_dir_all("/volumes/of-the-stub").expect("a folder");
+    std::fs::write("/volumes/of-the-stub/file", "of the stub\n").expect("a file");
     let listener = UnixListener::bind(&socket).expect("bind");
     for stream in listener.incoming().flatten() {
         let mut reader = BufReader::new(&stream);
@@ -24,6 +26,9 @@ fn main() {
             "/Plugin.Activate" => r#"{"Implements":["VolumeDriver"]}"#,
             "/VolumeDriver.List" => r#"{"Volumes":[{"Name":"of-the-stub"}],"Err":""}"#,
             "/VolumeDriver.Capabilities" => r#"{"Capabilities":{"Scope":"local"}}"#,
+            "/VolumeDriver.Get" => r#"{"Volume":{"Name":"of-the-stub"},"Err":""}"#,
+            "/VolumeDriver.Mount" | "/VolumeDriver.Path" => r#"{"Mountpoint":"/volumes/of-the-stub","Err":""}"#,
+            "/VolumeDriver.Unmount" => r#"{"Err":""}"#,
             _ => r#"{"Err":"no such volume"}"#,
         };
         let _ = write!(&stream, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());

@@ -241,12 +241,12 @@ impl Isolator {
     }
 
     async fn plugin(&self, driver: &str) -> Answer<Plugin> {
-        let address = self.settings.plugins.find(driver)?;
-        if !matches!(address, Address::Unix(_)) {
-            let detail = format!("plugin {driver} listens at {address}, and the module asks plugins of this machine alone");
+        let found = self.settings.plugins.find(driver)?;
+        if !matches!(found.address, Address::Unix(_)) {
+            let detail = format!("plugin {driver} listens at {}, and the module asks plugins of this machine alone", found.address);
             return Err(Error::invalid("driver", detail, "name an endpoint of the daemon on this node").into());
         }
-        let plugin = Plugin::at(address);
+        let plugin = Plugin::new(found);
         let hello = tokio::time::timeout(HELLO, plugin.activate()).await;
         let late = || Error::unavailable(format!("plugin {driver} does not answer"), "look whether the daemon runs ('dunnage status')");
         hello.map_err(|_| late())?.map_err(|e| e.told("Plugin.Activate"))?;
