@@ -115,6 +115,54 @@ fn law_6_an_image_that_somebody_has_mapped_is_not_adopted_and_the_address_is_nam
 }
 
 #[test]
+fn law_6_one_image_is_one_volume_whatever_it_is_called_and_whatever_pools_a_node_names() {
+    let Some(ceph) = Ceph::with_devices(1) else { return };
+    ceph.ceph(&["osd", "pool", "create", "second", "8"]).ok();
+    ceph.command("rbd", &["pool", "init", "second"]).ok();
+    image(&ceph, "rbd/pg", EXT4, "file", "whole");
+    let mut a = ceph.node("a", "");
+    a.cli(&["volume", "adopt", "pg"]).ok();
+    a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "own", "Opts": { "size": "32M" } }));
+    assert_eq!(read(&a, "pg", "c"), "whole");
+    a.unmount("pg", "c");
+    // By its pool's name, as REX-Ray called it; and by nodes that keep their records elsewhere.
+    let mut b = ceph.node("b", "");
+    b.kill();
+    let config = b.folder.join("config.yml");
+    let text = std::fs::read_to_string(&config).expect("configuration");
+    b.configure(&text.replace(&format!("pool: {POOL}"), &format!("pool: second, pools: [{POOL}]")));
+    b.start();
+    for (node, names, word) in [(&a, ["rbd.pg", "rbd.own"], "ask for"), (&b, ["pg", "own"], "name rbd first")] {
+        for name in names {
+            for args in [&["volume", "adopt", name][..], &["volume", "adopt", "--overwrite", name]] {
+                let said = node.cli(args).fails(4);
+                assert!(said.contains("exists_incompatible") && said.contains("already") && said.contains(word), "{args:?}: {said}");
+            }
+            let said = node.plugin_err("VolumeDriver.Create", &json!({ "Name": name, "Opts": {} }));
+            assert!(said.contains("exists_incompatible") && said.contains(word), "{said}");
+        }
+    }
+    assert_eq!(read(&a, "pg", "c"), "whole");
+    a.unmount("pg", "c");
+    // A mark that an interrupted adoption left is nobody's.
+    image(&ceph, "rbd/other", EXT4, "file", "whole");
+    let id = ceph.pool().image_id("other").expect("asked").expect("there");
+    let mark = json!({ "home": "rbd", "volume": "gone", "id": "00000000-0000-4000-8000-000000000000" });
+    assert_eq!(ceph.pool().create(&format!("dunnage.image.{id}"), 1, mark.to_string().as_bytes()), Ok(true));
+    b.cli(&["volume", "adopt", "other"]).ok();
+    assert!(a.cli(&["volume", "adopt", "other"]).fails(4).contains("whose record is in pool second"));
+    for (node, volume) in [(&a, "pg"), (&a, "own"), (&b, "other")] {
+        node.cli(&["volume", "rm", volume]).ok();
+    }
+    assert_eq!((listed(&ceph, POOL).len(), listed(&ceph, "second").len()), (0, 0));
+    let objects = ceph.command("rados", &["-p", POOL, "ls"]).ok();
+    assert!(!objects.contains("dunnage.image."), "{objects}");
+    for node in [&mut a, &mut b] {
+        node.finish();
+    }
+}
+
+#[test]
 fn law_5_what_has_no_filesystem_is_not_adopted_and_only_a_person_s_word_destroys_it() {
     let Some(ceph) = Ceph::with_devices(1) else { return };
     image(&ceph, "rbd/luks", "echo -n secret | cryptsetup luksFormat -q --type luks2 --pbkdf pbkdf2 DISK -", "file", "x");

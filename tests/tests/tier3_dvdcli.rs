@@ -57,7 +57,8 @@ fn a_managed_plugin_is_found_and_called() {
     let data = bench.docker.data_root();
     for name in ["localhost:1/stub:1", "stub"] {
         for verb in ["mount", "path"] {
-            let ask = format!("p=$({} {verb} --volumedriver={name} --volumename=of-the-stub); echo $p; cat $p/file", dvdcli_of(&bench).display());
+            let ask =
+                format!("p=$({} {verb} --volumedriver={name} --volumename=of-the-stub); echo $p; cat $p/file", dvdcli_of(&bench).display());
             let place = "mount -t tmpfs none /var/lib; mkdir /var/lib/docker; mount --rbind";
             let said = sh(&format!("unshare -m sh -ec '{place} {} /var/lib/docker; {ask}'", data.display()));
             let (path, file) = said.split_once('\n').expect("a path and what is there");

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use crate::cli::StartArgs;
 use crate::config::{CephConfig, CephfsConfig, Config, DriverConfig, Holders, LocalConfig, Places, Reconcile};
 use crate::crash::CrashPoints;
-use crate::endpoints::{self, Endpoints, inherited, lock};
+use crate::endpoints::{self, Endpoints, inherited, lock, preempting};
 use crate::instance::Instance;
 use crate::logging::Log;
 
@@ -119,7 +119,7 @@ async fn serve_until_told(places: &Places, config: Config, log: &Log) -> Result<
         ledger: places.run_dir.join("ledger"),
         drivers,
         unavailable,
-        preempt: config.docker.iter().map(|endpoint| (endpoint.name.clone(), endpoint.preempt)).collect(),
+        preempt: preempting(&config).into(),
         host,
         clock: system.clone(),
         random: system,

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use dunnage_engine::Engine;
+use dunnage_engine::{Engine, Preempting};
 use dunnage_frontend_admin::Choice;
 use dunnage_frontend_admin::wire::EndpointStatus;
 use dunnage_frontend_docker::{Endpoint, SharedEndpoint};
@@ -114,6 +114,7 @@ impl Endpoints {
             }
             stays
         });
+        self.engine.preempt(preempting(config));
         for configured in &config.docker {
             let endpoint = endpoint(configured, config);
             match self.running.get(&endpoint.name) {
@@ -188,6 +189,12 @@ fn endpoint(e: &DockerEndpoint, config: &Config) -> Endpoint {
         removes: e.remove == RemovePolicy::Allow,
         adopts: config.volumes.adopt == Adopt::WhenNamed,
     }
+}
+
+/// Whose volumes are taken from other nodes.
+pub fn preempting(config: &Config) -> Preempting {
+    let endpoints = config.docker.iter().map(|endpoint| (endpoint.name.clone(), endpoint.preempt)).collect();
+    Preempting { usual: config.volumes.preempt, endpoints }
 }
 
 fn choices(endpoint: Endpoint) -> impl Iterator<Item = Choice> {

@@ -342,8 +342,9 @@ impl Work<'_> {
         let share = self.driver.share().ok_or_else(|| Error::internal("a volume that no other node can have was to be owned"))?;
         let known = self.engine.known(self.volume);
         let info = facts.volume.iter().flatten().next().or(known.as_deref());
-        let usual = |info: &VolumeInfo| self.engine.0.settings.preempt.get(&info.endpoint).copied();
-        let policy = info.and_then(|info| info.spec.preempt.or_else(|| usual(info))).unwrap_or_default();
+        let preempting = crate::view::read(&self.engine.0.settings.preempt);
+        let policy = info.map_or(preempting.usual, |info| info.spec.preempt.unwrap_or_else(|| preempting.of(&info.endpoint)));
+        drop(preempting);
         Ok(Owning { engine: self.engine, share, volume: self.volume, lane: self.lane, job: self.job, policy })
     }
 

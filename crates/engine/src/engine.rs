@@ -41,8 +41,8 @@ pub struct Settings {
     pub drivers: Vec<Arc<dyn Driver>>,
     /// Drivers that were configured and cannot serve, with the reason.
     pub unavailable: BTreeMap<DriverName, Error>,
-    /// Whether the volumes of an endpoint are taken from other nodes, where it is not as usual.
-    pub preempt: BTreeMap<EndpointName, Preempt>,
+    /// Whether volumes are taken from other nodes; it may change while the engine runs.
+    pub preempt: RwLock<Preempting>,
     /// The kernel and the tools.
     pub host: Host,
     /// The clock.
@@ -51,6 +51,22 @@ pub struct Settings {
     pub random: Arc<dyn Random>,
     /// Is told of every step.
     pub watcher: Arc<dyn Watcher>,
+}
+
+/// Whether volumes that do not say so themselves are taken from other nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Preempting {
+    /// As a rule.
+    pub usual: Preempt,
+    /// Those of these endpoints.
+    pub endpoints: BTreeMap<EndpointName, Preempt>,
+}
+
+impl Preempting {
+    /// What holds for the volumes of an endpoint; other nodes may have endpoints that this one does not have.
+    pub fn of(&self, endpoint: &EndpointName) -> Preempt {
+        self.endpoints.get(endpoint).copied().unwrap_or(self.usual)
+    }
 }
 
 /// How mounts lie in the folder of mounts.
@@ -159,6 +175,11 @@ impl Engine {
     /// The node that we are.
     pub fn node(&self) -> &NodeId {
         &self.0.settings.node
+    }
+
+    /// From now on volumes are taken from other nodes, or not, as this says.
+    pub fn preempt(&self, preempting: Preempting) {
+        *crate::view::write(&self.0.settings.preempt) = preempting;
     }
 
     /// A name for a new request.

@@ -20,7 +20,7 @@ mod simulation;
 mod view;
 mod witness;
 
-pub use engine::{AttachedTo, Call, Claim, CreateRequest, Engine, Layout, Mounted, Settings, Unmounted};
+pub use engine::{AttachedTo, Call, Claim, CreateRequest, Engine, Layout, Mounted, Preempting, Settings, Unmounted};
 pub use env::{Boot, Clock, Random, System, Watcher};
 pub use nodes::{Evicted, NodeState, NodeView};
 pub use planner::AdoptRequest;

@@ -16,7 +16,7 @@ use dunnage_driver::{
     Versioned, is_barred,
 };
 use dunnage_driver_local::Local;
-use dunnage_engine::{AdoptRequest, Engine};
+use dunnage_engine::{AdoptRequest, Engine, Preempting};
 use dunnage_host::{Detached, DeviceNumber};
 use dunnage_model::{
     AdoptAction, Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, OwnerState, PartialSpec, Preempt, RemoveAction, Result,
@@ -330,7 +330,7 @@ impl Cluster {
     async fn node_with(&self, name: &'static str, preempt: Preempt) -> Node {
         let (machine, mine, steps) = (Machine::new(), Arc::default(), Arc::new(Recorder::default()));
         let driver = self.driver(machine.driver_on(&self.pool()).await, name, &mine);
-        let policy = BTreeMap::from([(endpoint(), preempt)]);
+        let policy = Preempting { endpoints: BTreeMap::from([(endpoint(), preempt)]), ..Preempting::default() };
         let engine = machine.start_as(name, vec![driver], policy, steps.clone()).await.expect("it starts");
         engine.settle().await;
         engine.give_sign(&volume("pg").driver).await.expect("it lives");
@@ -503,6 +503,45 @@ async fn law_6_always_takes_it_from_a_node_that_lives_and_cuts_it_off_first() {
     // The old owner lets go later, and takes nothing back.
     unmount(&a.engine, "pg", &docker("c1")).await.expect("unmounted");
     assert_eq!(cluster.state(), "held by b as b-2");
+}
+
+#[tokio::test]
+async fn law_6_the_rule_of_the_daemon_holds_for_endpoints_that_it_has_not_and_a_new_one_at_once() {
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
+    cluster.dies("a");
+    let never = Preempting { usual: Preempt::Never, ..Preempting::default() };
+    b.engine.preempt(never.clone());
+    let waiting = tokio::spawn(mount(&b.engine, "pg", &docker("c2")));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    b.lives_for(90).await;
+    waiting.await.expect("no panic").err().expect("it is taken from nobody, dead or not");
+    assert_eq!(cluster.state(), "held by a as a-1");
+    b.engine.preempt(Preempting { endpoints: BTreeMap::from([(endpoint(), Preempt::Always)]), ..never });
+    hold(&b.engine, "pg", &docker("c2")).await;
+    assert_eq!(cluster.state(), "held by b as b-2");
+    drop(a);
+}
+
+#[tokio::test]
+async fn law_6_of_two_that_take_from_a_dead_node_at_once_one_mounts_and_the_other_is_told_who() {
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
+    let c = cluster.node("c").await;
+    cluster.dies("a");
+    let [for_b, for_c] = [&b, &c].map(|node| tokio::spawn(mount(&node.engine, "pg", &docker("c2"))));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    b.lives_for(90).await;
+    c.lives_for(90).await;
+    let (of_b, of_c) = (for_b.await.expect("no panic"), for_c.await.expect("no panic"));
+    let (winner, error) = match (of_b, of_c) {
+        (Ok(mounted), Err(error)) => (("b", mounted), error),
+        (Err(error), Ok(mounted)) => (("c", mounted), error),
+        (of_b, of_c) => panic!("b: {:?}, c: {:?}", of_b.err(), of_c.err()),
+    };
+    assert!(error.to_string().starts_with(&format!("in_use{{{}}}", winner.0)), "{error}");
+    winner.1.claim.delivered();
+    assert_eq!((b.mounted(), c.mounted()), (winner.0 == "b", winner.0 == "c"));
+    assert!(cluster.state().starts_with(&format!("held by {0} as {0}-", winner.0)), "{}", cluster.state());
+    drop(a);
 }
 
 #[tokio::test]

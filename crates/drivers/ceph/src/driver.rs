@@ -1,6 +1,7 @@
 //! The driver: volumes that are images of RBD.
 
 mod adopt;
+mod mark;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -31,6 +32,8 @@ use crate::tasks::{
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
 use crate::{Access, ClientAddress, features};
+
+use adopt::Located;
 
 pub use adopt::LookInto;
 
@@ -482,7 +485,9 @@ impl Expand for Ceph {
 impl Provision for Ceph {
     async fn record(&self, new: &NewVolume) -> Result<()> {
         let (name, pool) = (&new.name, self.pool_for(new).await?);
-        if let Some(adopt::Located { pool, image, .. }) = self.locate(name).await? {
+        if let Some(located) = self.locate(name).await? {
+            self.refuse_known(name, &located).await?;
+            let Located { pool, image, .. } = located;
             let detail = format!("there is an image {image} in pool {pool} that Dunnage has not made");
             let next = format!("'dunnage volume adopt {name}' takes it with its data; or choose another name");
             return Err(Error::new(Kind::ExistsIncompatible, detail, next).of(name));
@@ -517,7 +522,9 @@ impl Provision for Ceph {
             }
             _ => Err(Error::internal("a volume that was formatted was to be formatted")),
         };
-        self.change(name, edit).await.map(|_| ())
+        let Found { stored, .. } = self.change(name, edit).await?;
+        let located = Located { image: stored.unfinished(), pool: stored.pool, id };
+        self.mark(name, &located, &self.mark_of(name, stored.volume.id)).await.map(drop)
     }
 
     async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
@@ -554,6 +561,9 @@ impl Provision for Ceph {
         if let Some(id) = stored.image.as_ref().filter(|_| !stored.adopting) {
             let image = stored.called.clone().unwrap_or_else(|| name.to_string());
             self.remove_image(name, &stored.pool, image, Some(id)).await?;
+        }
+        if let Some(id) = &stored.image {
+            self.unmark(name, &stored.pool, id, &self.mark_of(name, stored.volume.id)).await?;
         }
         self.ask(name, RemoveName { place: self.home(), oid: NAMES.to_owned(), name: name.to_string() }).await?;
         self.ask(name, RemoveRecord { place: self.home(), oid: oid(name), expected: revision }).await?;

@@ -13,6 +13,9 @@ use crate::tasks::Place;
 /// makes a volume anew cannot lose its name to who removes the old one.
 pub const NAMES: &str = "dunnage.volumes";
 
+/// What the names of images begin with that are being made.
+pub const UNFINISHED: &str = "dunnage.new.";
+
 /// The object of a volume. Who makes it has the name: in all pools of a driver, for they keep their records in one.
 pub fn oid(name: &VolumeName) -> String {
     format!("dunnage.volume.{name}")
@@ -68,7 +71,7 @@ impl Stored {
 
     /// The name of its image while it is being made: nobody else's has it.
     pub fn unfinished(&self) -> String {
-        format!("dunnage.new.{}", self.volume.id)
+        format!("{UNFINISHED}{}", self.volume.id)
     }
 
     /// The name of its image.

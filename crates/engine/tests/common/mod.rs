@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use dunnage_driver::Driver;
 use dunnage_driver_local::{Limits, Local, tasks};
 use dunnage_engine::ledger::{Entry, Ledger};
-use dunnage_engine::{Boot, Call, Clock, CreateRequest, Engine, Mounted, Random, Settings, Unmounted, Watcher};
+use dunnage_engine::{Boot, Call, Clock, CreateRequest, Engine, Mounted, Preempting, Random, Settings, Unmounted, Watcher};
 use dunnage_host::fake::FakeHost;
 use dunnage_host::helpers::{Registry, Runner};
 use dunnage_host::{Host, Mounts, Target};
@@ -318,17 +318,11 @@ impl Machine {
     }
 
     async fn start_with(&self, drivers: Vec<Arc<dyn Driver>>, watcher: Arc<Recorder>) -> Result<Engine> {
-        self.start_as("n1", drivers, BTreeMap::new(), watcher).await
+        self.start_as("n1", drivers, Preempting::default(), watcher).await
     }
 
     /// One node of several.
-    pub async fn start_as(
-        &self,
-        node: &str,
-        drivers: Vec<Arc<dyn Driver>>,
-        preempt: BTreeMap<EndpointName, Preempt>,
-        watcher: Arc<Recorder>,
-    ) -> Result<Engine> {
+    pub async fn start_as(&self, node: &str, drivers: Vec<Arc<dyn Driver>>, preempt: Preempting, watcher: Arc<Recorder>) -> Result<Engine> {
         Engine::start(Settings {
             node: node.parse().expect("node"),
             boot: self.boot.id()?,
@@ -337,7 +331,7 @@ impl Machine {
             ledger: self.ledger(),
             drivers,
             unavailable: BTreeMap::new(),
-            preempt,
+            preempt: preempt.into(),
             host: self.host(&self.tasks),
             clock: self.clock.clone(),
             random: self.random.clone(),

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{Ceph, Found};
 use crate::tasks::{ListImages, Place};
-use crate::volumes::{ReadAll, Stored};
+use crate::volumes::{ReadAll, Stored, UNFINISHED};
 
 /// How much of an image's beginning and of its end is looked at: all marks that libblkid knows are there.
 const ENDS: u64 = 1 << 20;
@@ -74,6 +74,10 @@ impl Ceph {
             }
         }
         let Some((pool, image)) = name.as_str().split_once('.') else { return Ok(None) };
+        // What is being made has no volume's name yet, and is somebody's all the same.
+        if image.starts_with(UNFINISHED) {
+            return Ok(None);
+        }
         match self.image(name, pool, image.to_owned()).await {
             Ok(id) => Ok(id.map(|id| Located { pool: pool.to_owned(), image: image.to_owned(), id })),
             // There is no such pool, or none for us: it is a name with a dot.
@@ -115,7 +119,7 @@ impl Adopt for Ceph {
         for pool in &self.settings.pools {
             for image in run(&*self.cluster, &ListImages { place: self.place(pool) }).await? {
                 let known = |stored: &Stored| stored.pool == *pool && stored.image.as_ref() == Some(&image.id);
-                if volumes.iter().any(known) || image.name.starts_with("dunnage.new.") {
+                if volumes.iter().any(known) || image.name.starts_with(UNFINISHED) {
                     continue;
                 }
                 // What no volume can be called nobody can adopt; and of two pools' images of one name the second goes by its pool's, too.
@@ -136,6 +140,7 @@ impl Adopt for Ceph {
             return Ok(None);
         }
         let Some(located) = self.locate(name).await? else { return Ok(None) };
+        self.refuse_known(name, &located).await?;
         self.described(name, &located, &self.volumes().await?).await
     }
 
@@ -149,9 +154,12 @@ impl Adopt for Ceph {
         let spec = VolumeSpec { size, ..whole };
         let new =
             NewVolume { name: name.clone(), endpoint: adoption.endpoint.clone(), spec, created: adoption.adopted, maker: Some(me.clone()) };
-        let Located { pool, image, id } = located;
-        let called = (image != name.as_str()).then_some(image);
-        self.begin(&Stored { image: Some(id), called, adopting: true, ..Stored::new(new, pool) }).await
+        let called = (located.image != name.as_str()).then(|| located.image.clone());
+        let image = Some(located.id.clone());
+        let stored = Stored { image, called, adopting: true, ..Stored::new(new, located.pool.clone()) };
+        let marked = self.mark(name, &located, &self.mark_of(name, stored.volume.id)).await?;
+        self.begin(&stored).await?;
+        self.settle(name, &located, &marked).await
     }
 
     async fn renew(&self, name: &VolumeName, uuid: Uuid) -> Result<()> {
@@ -194,10 +202,14 @@ impl Adopt for Ceph {
 
     async fn discard(&self, name: &VolumeName) -> Result<()> {
         let located = if self.find(name).await?.is_some() { None } else { self.locate(name).await? };
-        let Some(Located { pool, image, id }) = located else {
+        let Some(located) = located else {
             let detail = "there is nothing of that name that was not made by Dunnage";
             return Err(Error::not_found(detail, "look at 'dunnage volume adopt --all --dry-run'").of(name));
         };
-        self.remove_image(name, &pool, image, Some(&id)).await
+        let mark = self.mark_of(name, Uuid::new_v4());
+        self.mark(name, &located, &mark).await?;
+        let Located { pool, image, id } = located;
+        self.remove_image(name, &pool, image, Some(&id)).await?;
+        self.unmark(name, &pool, &id, &mark).await
     }
 }
