@@ -95,6 +95,7 @@ impl Ceph {
             pools: vec![POOL.to_owned()],
             repl: None,
             make_pools: false,
+            named_pools: false,
             silence: dunnage_driver::SILENCE,
             way: Way::Auto,
             me,

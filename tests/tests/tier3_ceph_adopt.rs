@@ -59,6 +59,15 @@ fn what_rex_ray_has_made_is_taken_with_its_data_when_it_is_named_as_rex_ray_name
     assert_eq!(read(&node, "second.older", "c2"), "of-the-second");
     assert_eq!((listed(&ceph, POOL), listed(&ceph, "second")), (vec!["old".to_owned()], vec!["older".to_owned()]));
     println!("{}", node.cli(&["volume", "inspect", "second.older"]).ok());
+    // And what it would have made in a pool is made there; a dot alone names none.
+    for (name, pool, image) in [("second.new", "second", "new"), ("v1.2", POOL, "v1.2")] {
+        node.plugin_ok("VolumeDriver.Create", &json!({ "Name": name, "Opts": { "size": "1" } }));
+        assert!(listed(&ceph, pool).contains(&image.to_owned()), "{name}");
+        node.mount(name, "c");
+        node.unmount(name, "c");
+        node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": name }));
+        assert!(!listed(&ceph, pool).contains(&image.to_owned()), "{name}");
+    }
     node.unmount("old", "c1");
     node.unmount("second.older", "c2");
     for volume in ["old", "second.older"] {

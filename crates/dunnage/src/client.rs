@@ -192,7 +192,7 @@ fn adopt_all(places: &Places, patience: Duration, body: &AdoptBody, pattern: Opt
 }
 
 fn describe(inspected: &Inspected) -> String {
-    let Inspected { volume, node, space, ownership, notes } = inspected;
+    let Inspected { volume, node, space, ownership, owner, preempt, notes } = inspected;
     let spec = &volume.info.spec;
     let mut rows = vec![
         ("name", volume.info.id.name.to_string()),
@@ -214,6 +214,8 @@ fn describe(inspected: &Inspected) -> String {
         rows.push(("why", why.clone()));
     }
     rows.extend(ownership.iter().flat_map(owner_rows));
+    rows.extend(owner.iter().map(|owner| ("its node is", format!("{}: {}", owner.state.word(), owner.how))));
+    rows.extend(preempt.iter().map(|preempt| ("preempt", format!("{preempt} (for a mount on this node)"))));
     if volume.holders.is_empty() {
         let here = if ownership.is_some() { " on this node" } else { "" };
         rows.push(("holders", format!("nobody{here}")));

@@ -308,6 +308,8 @@ pub struct CephConfig {
     pub repl: Option<u32>,
     /// A pool is made for a number of copies that none keeps.
     pub make_pools: bool,
+    /// A new volume `POOL.IMAGE` is that image in that pool.
+    pub named_pools: bool,
     /// How long the cluster may take for one answer.
     pub timeout: Duration,
     /// How long no sign of life of another node may be seen before it is silent.
@@ -326,6 +328,7 @@ impl Default for CephConfig {
             pools: Vec::new(),
             repl: None,
             make_pools: false,
+            named_pools: false,
             timeout: Duration::from_secs(10),
             silence: dunnage_driver::SILENCE,
             attach: Way::default(),

@@ -375,10 +375,10 @@ pub fn closed_driver(
     Ok(match config.clone() {
         DriverConfig::Local(local) => Arc::new(local_driver(name, &local, host)),
         DriverConfig::Ceph(ceph) => {
-            let CephConfig { conf, user, keyring, pool, pools: more, repl, make_pools, timeout, silence, attach: way } = ceph;
+            let CephConfig { conf, user, keyring, pool, pools: more, repl, make_pools, named_pools, timeout, silence, attach: way } = ceph;
             let (access, pools) = (Access { conf, user, keyring, timeout }, std::iter::once(pool).chain(more).collect());
             let (name, me) = (name.clone(), me.clone());
-            let settings = dunnage_driver_ceph::Settings { name, access, pools, repl, make_pools, silence, way, me, folder };
+            let settings = dunnage_driver_ceph::Settings { name, access, pools, repl, make_pools, named_pools, silence, way, me, folder };
             Arc::new(Ceph::new(settings, host.clone(), large()?, large()?))
         }
         DriverConfig::Cephfs(CephfsConfig { conf, user, keyring, fs, path, repl, timeout }) => {

@@ -342,9 +342,8 @@ impl Work<'_> {
         let share = self.driver.share().ok_or_else(|| Error::internal("a volume that no other node can have was to be owned"))?;
         let known = self.engine.known(self.volume);
         let info = facts.volume.iter().flatten().next().or(known.as_deref());
-        let preempting = crate::view::read(&self.engine.0.settings.preempt);
-        let policy = info.map_or(preempting.usual, |info| info.spec.preempt.unwrap_or_else(|| preempting.of(&info.endpoint)));
-        drop(preempting);
+        let usual = || crate::view::read(&self.engine.0.settings.preempt).usual;
+        let policy = info.map_or_else(usual, |info| self.engine.preempt_of(info));
         Ok(Owning { engine: self.engine, share, volume: self.volume, lane: self.lane, job: self.job, policy })
     }
 

@@ -182,6 +182,11 @@ impl Engine {
         *crate::view::write(&self.0.settings.preempt) = preempting;
     }
 
+    /// Whether this node takes a volume from another.
+    pub(crate) fn preempt_of(&self, info: &VolumeInfo) -> Preempt {
+        info.spec.preempt.unwrap_or_else(|| crate::view::read(&self.0.settings.preempt).of(&info.endpoint))
+    }
+
     /// A name for a new request.
     pub fn operation(&self) -> OperationId {
         self.0.settings.random.operation()

@@ -22,7 +22,7 @@ mod witness;
 
 pub use engine::{AttachedTo, Call, Claim, CreateRequest, Engine, Layout, Mounted, Preempting, Settings, Unmounted};
 pub use env::{Boot, Clock, Random, System, Watcher};
-pub use nodes::{Evicted, NodeState, NodeView};
+pub use nodes::{Evicted, NodeState, NodeView, OwnerView};
 pub use planner::AdoptRequest;
 pub use view::{DriverView, Inspection, JobView, VolumeView};
 pub use witness::{Held, Missing, Use, Witness};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use dunnage_driver::{Share, Sign};
-use dunnage_model::{BootId, Client, DriverName, Error, Kind, NodeId, OwnerRecord, Result, VolumeId, VolumeName};
+use dunnage_model::{BootId, Client, DriverName, Error, Kind, NodeId, Owner, OwnerRecord, Result, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Call, Engine};
@@ -55,6 +55,17 @@ pub struct NodeView {
     pub boot: Option<BootId>,
     /// The volumes that are its.
     pub volumes: Vec<VolumeName>,
+}
+
+/// The owner of a volume as people see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnerView {
+    /// Its name.
+    pub node: NodeId,
+    /// How it stands.
+    pub state: NodeState,
+    /// How that is known.
+    pub how: String,
 }
 
 /// What became of one volume of a node that was fenced.
@@ -158,6 +169,9 @@ impl Engine {
             }
             Standing::Alive => (NodeState::Silent, format!("it has given no sign for {seconds} s of looking")),
             Standing::Suspect => (NodeState::Suspect, format!("no sign for {seconds} s, and something on it has a volume open")),
+            Standing::Dead if open => {
+                (NodeState::Dead, format!("no sign for {seconds} s: it is given up, though something on it has a volume open"))
+            }
             Standing::Dead => (NodeState::Dead, format!("no sign for {seconds} s, and nothing of it is open")),
         };
         Ok((state, how, Some(boot)))
@@ -235,10 +249,15 @@ impl Engine {
         Ok(())
     }
 
-    /// Whose a volume is, as the platform says; nothing for one that no other node can have.
-    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<Option<OwnerRecord>> {
+    /// Whose a volume is, as the platform says, and how its owner stands; nothing for one that no other node can have.
+    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<Option<(OwnerRecord, Option<OwnerView>)>> {
         let driver = self.driver(&volume.driver)?.clone();
         let Some(share) = driver.share() else { return Ok(None) };
-        Ok(share.owner(&volume.name).await?.map(|found| found.record))
+        let Some(record) = share.owner(&volume.name).await?.map(|found| found.record) else { return Ok(None) };
+        let Some(Owner { node, .. }) = record.owner().cloned() else { return Ok(Some((record, None))) };
+        let owned = [(volume.name.clone(), record)];
+        let (state, how, _) = self.standing(share, &volume.driver, &node, &owned).await?;
+        let [(_, record)] = owned;
+        Ok(Some((record, Some(OwnerView { node, state, how }))))
     }
 }

@@ -7,13 +7,15 @@ use std::time::Duration;
 use dunnage_driver::{Capacity, Reach};
 use dunnage_host::{DeviceNumber, Space};
 use dunnage_model::{
-    DriverName, EndpointName, Error, Holder, OperationId, OwnerRecord, Result, Usage, VolumeId, VolumeInfo, VolumeName, VolumeState,
+    DriverName, EndpointName, Error, Holder, OperationId, OwnerRecord, Preempt, Result, Usage, VolumeId, VolumeInfo, VolumeName,
+    VolumeState,
 };
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::engine::{Call, Engine};
 use crate::lane::lock;
+use crate::nodes::OwnerView;
 use crate::planner::last_copy;
 
 /// How long a read waits for a platform about a name that memory does not have (law 7).
@@ -102,6 +104,12 @@ pub struct Inspection {
     /// Whose it is, where other nodes can have it, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ownership: Option<OwnerRecord>,
+    /// How its owner stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<OwnerView>,
+    /// Whether this node takes it from another, where others can have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preempt: Option<Preempt>,
     /// What could not be found out, and why.
     pub notes: Vec<String>,
 }
@@ -284,9 +292,9 @@ impl Engine {
         let whose = tokio::spawn(async move { engine.ownership(&id).await });
         let (driver, name) = (self.driver(&volume.driver)?.clone(), volume.name.clone());
         let spent = tokio::spawn(async move { driver.spent(&name).await });
-        let mut ownership = None;
+        let (mut ownership, mut owner) = (None, None);
         match tokio::time::timeout(DOUBT, whose).await {
-            Ok(Ok(Ok(record))) => ownership = record,
+            Ok(Ok(Ok(found))) => (ownership, owner) = found.map_or((None, None), |(record, owner)| (Some(record), owner)),
             Ok(Ok(Err(e))) => notes.push(format!("whose it is cannot be said: {e}")),
             _ => notes.push("the platform does not say whose it is".to_owned()),
         }
@@ -296,7 +304,8 @@ impl Engine {
             Ok(Ok(Err(e))) => notes.push(format!("what is spent on it cannot be said: {e}")),
             _ => notes.push("the platform does not say what is spent on it".to_owned()),
         }
-        Ok(Inspection { volume: view, node: self.node().to_string(), space, ownership, notes })
+        let preempt = ownership.is_some().then(|| self.preempt_of(&view.info));
+        Ok(Inspection { volume: view, node: self.node().to_string(), space, ownership, owner, preempt, notes })
     }
 
     /// The names of the drivers, those that cannot serve included.

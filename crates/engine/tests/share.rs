@@ -545,6 +545,28 @@ async fn law_6_of_two_that_take_from_a_dead_node_at_once_one_mounts_and_the_othe
 }
 
 #[tokio::test]
+async fn a_silent_node_that_has_something_open_is_suspect_and_then_given_up_and_it_is_said_why() {
+    let (cluster, a, b) = held_by_a(Preempt::IfDead).await;
+    cluster.platform.lock().expect("platform").signs.get_mut(&"a".parse().expect("name")).expect("it gave a sign").watched = false;
+    let (mut states, call) = (Vec::new(), call(&b.engine));
+    for _ in 0..40 {
+        let (nodes, _) = b.engine.nodes(&call, None).await.expect("nodes");
+        let node = nodes.into_iter().find(|node| node.node.as_str() == "a").expect("a is known");
+        if states.last().is_none_or(|(state, _)| *state != node.state) {
+            states.push((node.state, node.how));
+        }
+        b.lives_for(9).await;
+    }
+    let words: Vec<_> = states.iter().map(|(state, _)| state.word()).collect();
+    assert_eq!(words, ["silent", "suspect", "dead"]);
+    assert!(states[2].1.contains("given up, though something on it has a volume open"), "{states:?}");
+    let inspected = b.engine.inspect(&volume("pg")).await.expect("inspected");
+    assert_eq!(inspected.owner.map(|owner| (owner.node.to_string(), owner.state.word())), Some(("a".to_owned(), "dead")));
+    assert_eq!(inspected.preempt, Some(Preempt::IfDead));
+    drop(a);
+}
+
+#[tokio::test]
 async fn law_6_what_could_be_neither_removed_nor_looked_at_again_does_not_stay_this_node_s() {
     let cluster = Cluster::new();
     let a = cluster.node("a").await;

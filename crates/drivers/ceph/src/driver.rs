@@ -57,6 +57,8 @@ pub struct Settings {
     pub repl: Option<u32>,
     /// A pool is made for a number of copies that none keeps.
     pub make_pools: bool,
+    /// A new volume `POOL.IMAGE` is that image in that pool, as REX-Ray made it; otherwise it is an image of this very name.
+    pub named_pools: bool,
     /// How long no sign of life of another node may be seen before it is silent.
     pub silence: Duration,
     /// By what images are attached.
@@ -166,10 +168,21 @@ impl Ceph {
         stored.volume.info(&self.settings.name, state, why, Usage::default())
     }
 
-    /// The pool that keeps so many copies.
-    async fn pool_for(&self, new: &NewVolume) -> Result<String> {
+    /// Where a new volume's image goes: its pool, and its name if that is not the volume's.
+    async fn place_of(&self, new: &NewVolume) -> Result<(String, Option<String>)> {
+        if self.settings.named_pools
+            && let Some((pool, image)) = self.named_pool(&new.name).await?
+        {
+            let pool = self.pool_for(new, &[pool]).await?;
+            return Ok((pool, Some(image)));
+        }
+        Ok((self.pool_for(new, &self.settings.pools).await?, None))
+    }
+
+    /// The pool of these that keeps so many copies.
+    async fn pool_for(&self, new: &NewVolume, pools: &[String]) -> Result<String> {
         let mut kept = Vec::new();
-        for pool in &self.settings.pools {
+        for pool in pools {
             let Some(asked) = new.spec.repl else { return Ok(pool.clone()) };
             let copies = self.ask(&new.name, CopiesOf { place: self.place(pool) }).await?;
             if copies == asked {
@@ -291,6 +304,12 @@ impl Ceph {
         let detail = format!("image {image} of pool {pool} keeps its data in another pool, which a fence would not reach in time");
         let next = "make it without a data pool ('rbd_default_data_pool' in the cluster's or the pool's configuration); or copy it into one without ('rbd cp')";
         Err(Error::invalid("pool", detail, next).of(name))
+    }
+
+    /// Whether a volume's image has its last name.
+    async fn is_renamed(&self, name: &VolumeName, stored: &Stored) -> Result<bool> {
+        let image = self.image(name, &stored.pool, stored.finished()).await?;
+        Ok(image.is_some() && image == stored.image)
     }
 
     /// Removes an image, if it is there and has this id. (Of one that has none yet, its name is proof enough.)
@@ -484,7 +503,7 @@ impl Expand for Ceph {
 #[async_trait]
 impl Provision for Ceph {
     async fn record(&self, new: &NewVolume) -> Result<()> {
-        let (name, pool) = (&new.name, self.pool_for(new).await?);
+        let (name, (pool, called)) = (&new.name, self.place_of(new).await?);
         if let Some(located) = self.locate(name).await? {
             self.refuse_known(name, &located).await?;
             let Located { pool, image, .. } = located;
@@ -492,7 +511,7 @@ impl Provision for Ceph {
             let next = format!("'dunnage volume adopt {name}' takes it with its data; or choose another name");
             return Err(Error::new(Kind::ExistsIncompatible, detail, next).of(name));
         }
-        self.begin(&Stored::new(new.clone(), pool)).await
+        self.begin(&Stored { called, ..Stored::new(new.clone(), pool) }).await
     }
 
     async fn allocate(&self, name: &VolumeName) -> Result<Allocated> {
@@ -529,10 +548,9 @@ impl Provision for Ceph {
 
     async fn publish(&self, name: &VolumeName) -> Result<VolumeInfo> {
         let Found { stored, .. } = self.there(name).await?;
-        let place = self.place(&stored.pool);
-        let renamed = self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found) == stored.image);
-        if !renamed {
-            self.ask(name, RenameImage { place, name: stored.unfinished(), new: name.to_string() }).await?;
+        if !self.is_renamed(name, &stored).await? {
+            let place = self.place(&stored.pool);
+            self.ask(name, RenameImage { place, name: stored.unfinished(), new: stored.finished() }).await?;
         }
         let finish = |stored: &mut Stored| match stored.volume.storage {
             Phase::Formatting { fs_uuid } | Phase::Formatted { fs_uuid } => {
@@ -559,8 +577,7 @@ impl Provision for Ceph {
         let Found { revision, stored } = self.change(name, mark).await?;
         self.remove_image(name, &stored.pool, stored.unfinished(), None).await?;
         if let Some(id) = stored.image.as_ref().filter(|_| !stored.adopting) {
-            let image = stored.called.clone().unwrap_or_else(|| name.to_string());
-            self.remove_image(name, &stored.pool, image, Some(id)).await?;
+            self.remove_image(name, &stored.pool, stored.finished(), Some(id)).await?;
         }
         if let Some(id) = &stored.image {
             self.unmark(name, &stored.pool, id, &self.mark_of(name, stored.volume.id)).await?;
@@ -579,9 +596,7 @@ impl Provision for Ceph {
         match stored.volume.storage {
             Phase::Formatted { .. } => Ok(None),
             // The new name is the last step but one, and given only when the filesystem is whole.
-            Phase::Formatting { .. }
-                if self.image(name, &stored.pool, name.to_string()).await?.is_some_and(|found| Some(found) == stored.image) =>
-            {
+            Phase::Formatting { .. } if self.is_renamed(name, &stored).await? => {
                 self.publish(name).await?;
                 Ok(Some("finished its creation".to_owned()))
             }

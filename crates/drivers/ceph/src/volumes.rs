@@ -31,7 +31,7 @@ pub struct Stored {
     /// Its image's id, once there is one. Another image of the same name is somebody else's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// What its image is called, of one that was adopted under another name.
+    /// What its image is called, if that is not the volume's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub called: Option<String>,
     /// It is being adopted: its image is somebody else's yet, and stays when this record goes.
@@ -78,8 +78,13 @@ impl Stored {
     pub fn image_name(&self) -> String {
         match self.volume.storage {
             Phase::Never | Phase::Formatting { .. } if !self.adopting => self.unfinished(),
-            _ => self.called.clone().unwrap_or_else(|| self.volume.name.to_string()),
+            _ => self.finished(),
         }
+    }
+
+    /// The name of its image when it is whole.
+    pub fn finished(&self) -> String {
+        self.called.clone().unwrap_or_else(|| self.volume.name.to_string())
     }
 }
 

@@ -326,6 +326,9 @@ impl Builder<'_> {
         if let Some(given) = section.get("make_pools").and_then(|field| field.truth(self.flaws)) {
             ceph.make_pools = given;
         }
+        if let Some(given) = section.get("named_pools").and_then(|field| field.truth(self.flaws)) {
+            ceph.named_pools = given;
+        }
         // A node is looked at once a second, and gives five signs in the time.
         if let Some(given) = section.get("silence").and_then(|field| field.duration(Duration::from_secs(5), self.flaws)) {
             ceph.silence = given;

@@ -295,12 +295,14 @@ impl<'a> Reader<'a> {
 
     /// It ran `rbd` as the operator, or as its arguments say.
     fn ceph(&mut self, name: &DriverName) -> CephConfig {
-        let mut ceph = CephConfig { user: "admin".to_owned(), ..CephConfig::default() };
+        let mut ceph = CephConfig { user: "admin".to_owned(), named_pools: true, ..CephConfig::default() };
         let places = vec![format!("libstorage.server.services.{name}."), String::new()];
         if let Some(item) = self.get(&places, &["rbd.defaultPool"]) {
             ceph.pool = self.text(item);
         }
-        let args = self.get(&places, &["rbd.cephArgs"]).map(|item| self.text(item)).unwrap_or_default();
+        let item = self.get(&places, &["rbd.cephArgs"]);
+        let args = item.map(|item| self.text(item)).unwrap_or_default();
+        let mut unread = Vec::new();
         let mut words = args.split_whitespace();
         while let Some(word) = words.next() {
             let (flag, value) = word.split_once('=').map_or((word, None), |(flag, value)| (flag, Some(value)));
@@ -311,8 +313,15 @@ impl<'a> Reader<'a> {
                 "--conf" | "-c" => ceph.conf = value().into(),
                 "--keyring" | "-k" => ceph.keyring = Some(value().into()),
                 "--cluster" => ceph.conf = format!("/etc/ceph/{}.conf", value()).into(),
-                _ => {}
+                _ => unread.push(word),
             }
+        }
+        if let Some(item) = item.filter(|_| !unread.is_empty()) {
+            self.note(
+                item,
+                Fate::Mapped,
+                format!("but for {}, which is not read: write it into the cluster's own configuration", unread.join(" ")),
+            );
         }
         ceph
     }

@@ -97,12 +97,12 @@ fn way_to_ceph(name: &str, kind: &str, conf: &Path, user: &str, keyring: Option<
 }
 
 fn ceph_yaml(name: &str, ceph: &CephConfig) -> String {
-    let CephConfig { conf, user, keyring, pool, pools, repl, make_pools, timeout, silence, attach } = ceph;
+    let CephConfig { conf, user, keyring, pool, pools, repl, make_pools, named_pools, timeout, silence, attach } = ceph;
     let mut lines = way_to_ceph(name, "ceph", conf, user, keyring.as_ref());
     let pools: Vec<String> = pools.iter().map(|pool| scalar(pool)).collect();
     lines.push(format!("    pool: {}\n    pools: [{}]", scalar(pool), pools.join(", ")));
     lines.extend(repl.map(|repl| format!("    repl: {repl}")));
-    lines.push(format!("    make_pools: {make_pools}"));
+    lines.push(format!("    make_pools: {make_pools}\n    named_pools: {named_pools}"));
     lines.push(format!("    timeout: {}s\n    silence: {}s", timeout.as_secs(), silence.as_secs()));
     lines.push(format!("    attach: {}  # auto | kernel | nbd | process", word_of(*attach, WAY_WORDS)));
     lines.join("\n")

@@ -49,7 +49,7 @@ holders: { reconcile: act, grace: 1h 30m, docker: [ /run/d.sock ], podman: [], m
 drivers:
   fast: { type: local, pool: /srv/fast, reserve: 12.5%, warn: 99%, overcommit: 200% }
   slow: { type: local }
-  ceph: { type: ceph, conf: /srv/ceph.conf, user: client.volumes, keyring: /srv/key, pool: fast, pools: [ wide ], repl: 2, make_pools: true, timeout: 20s, silence: 5s, attach: process }
+  ceph: { type: ceph, conf: /srv/ceph.conf, user: client.volumes, keyring: /srv/key, pool: fast, pools: [ wide ], repl: 2, make_pools: true, named_pools: true, timeout: 20s, silence: 5s, attach: process }
   files: { type: cephfs, conf: /srv/ceph.conf, user: client.files, keyring: /srv/key, fs: wide, path: /volumes, repl: 2, timeout: 7s }
   ebs: { accessKey: SECRET, secretKey: "SECRET" }
 endpoints:

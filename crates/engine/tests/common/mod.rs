@@ -18,8 +18,7 @@ use dunnage_host::fake::FakeHost;
 use dunnage_host::helpers::{Registry, Runner};
 use dunnage_host::{Host, Mounts, Target};
 use dunnage_model::{
-    BootId, Bytes, Caller, CallerKind, CreateAction, EndpointName, Error, Holder, HolderKey, PartialSpec, Preempt, Result, VolumeId,
-    VolumeInfo,
+    BootId, Bytes, Caller, CallerKind, CreateAction, EndpointName, Error, Holder, HolderKey, PartialSpec, Result, VolumeId, VolumeInfo,
 };
 use jiff::Timestamp;
 use tempfile::TempDir;

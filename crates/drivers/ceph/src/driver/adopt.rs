@@ -73,13 +73,20 @@ impl Ceph {
                 return Ok(Some(Located { pool: pool.clone(), image: name.to_string(), id }));
             }
         }
+        let Some((pool, image)) = self.named_pool(name).await? else { return Ok(None) };
+        let id = self.image(name, &pool, image.clone()).await?;
+        Ok(id.map(|id| Located { pool, image, id }))
+    }
+
+    /// The two parts of a name `POOL.IMAGE`, if there is such a pool.
+    pub(super) async fn named_pool(&self, name: &VolumeName) -> Result<Option<(String, String)>> {
         let Some((pool, image)) = name.as_str().split_once('.') else { return Ok(None) };
         // What is being made has no volume's name yet, and is somebody's all the same.
-        if image.starts_with(UNFINISHED) {
+        if image.is_empty() || image.starts_with(UNFINISHED) {
             return Ok(None);
         }
         match self.image(name, pool, image.to_owned()).await {
-            Ok(id) => Ok(id.map(|id| Located { pool: pool.to_owned(), image: image.to_owned(), id })),
+            Ok(_) => Ok(Some((pool.to_owned(), image.to_owned()))),
             // There is no such pool, or none for us: it is a name with a dot.
             Err(e) if matches!(e.word(), "not_found" | "permission") => Ok(None),
             Err(e) => Err(e),

@@ -216,12 +216,14 @@ fn rbd_s_pool_and_arguments_become_a_driver_of_ours() {
             other => panic!("it is {other:?}"),
         }
     };
-    let plain = CephConfig { user: "admin".to_owned(), ..CephConfig::default() };
+    let plain = CephConfig { user: "admin".to_owned(), named_pools: true, ..CephConfig::default() };
     assert_eq!(rbd("testModule: false"), plain);
     let args = CephConfig { pool: "fast".to_owned(), user: "volumes".to_owned(), keyring: Some("/k".into()), ..plain.clone() };
     assert_eq!(rbd("defaultPool: fast, cephArgs: --id volumes --keyring=/k --debug"), args);
     let cluster = CephConfig { user: "volumes".to_owned(), conf: "/etc/ceph/east.conf".into(), ..plain };
     assert_eq!(rbd("cephArgs: --cluster east -n client.volumes"), cluster);
+    let config = good("libstorage: { service: rbd }\nrbd: { cephArgs: --debug -m east --id volumes }\n");
+    assert!(check_report(&config).contains("--debug -m east"), "{}", check_report(&config));
 }
 
 #[test]
