@@ -163,7 +163,10 @@ fn law_6_swarm_with_always_the_new_task_of_a_node_that_was_given_up_wins_and_the
     swarm.wait_until_ready();
     swarm.check("given up");
     assert_eq!(swarm.acknowledged_by(first), written, "it was told that a write had gone well");
-    println!("given up: {} writes were refused", swarm.refused_by(first));
+    // Its container went on all the time.
+    let refused = swarm.refused_by(first);
+    println!("given up: {refused} writes were refused");
+    assert!(refused > 0, "nothing was refused that the old one wrote");
     swarm.finish();
 }
 

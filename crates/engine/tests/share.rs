@@ -567,6 +567,40 @@ async fn a_silent_node_that_has_something_open_is_suspect_and_then_given_up_and_
 }
 
 #[tokio::test]
+async fn law_6_a_takeover_whose_platform_refuses_any_one_call_is_gone_on_with_by_whoever_asks_and_skips_nothing() {
+    for works in [false, true] {
+        for calls in 0.. {
+            let (cluster, _a, b) = held_by_a(Preempt::Always).await;
+            let c = cluster.node_with("c", Preempt::Always).await;
+            cluster.story();
+            cluster.platform.lock().expect("platform").fails_after = Some((calls, works));
+            let outcome = mount(&b.engine, "pg", &docker("c2")).await;
+            let all_worked = cluster.platform.lock().expect("platform").fails_after.take().is_some();
+            let said = match outcome {
+                Ok(mounted) => {
+                    mounted.claim.delivered();
+                    unmount(&b.engine, "pg", &docker("c2")).await.expect("unmounted");
+                    String::new()
+                }
+                Err(e) => e.to_string(),
+            };
+            assert!(said.is_empty() || said.starts_with("platform_unavailable"), "{said}");
+            hold(&c.engine, "pg", &docker("c3")).await;
+            let story = cluster.story();
+            // Nobody has it by a client of its own before the old one's was cut off, and whatever it had sent has come or was refused.
+            let had = story.iter().position(|step| step.contains(": held by") && step.contains(" as ")).expect("it is had");
+            let fenced = story[..had].iter().position(|step| step.ends_with(": fence a-1"));
+            let passed = story[..had].iter().rposition(|step| step.ends_with(": barrier"));
+            assert!(fenced.is_some() && passed > fenced, "after call {calls} failed ({works}): {story:?}");
+            if all_worked {
+                assert!(calls > 5, "{calls} calls");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn law_6_what_could_be_neither_removed_nor_looked_at_again_does_not_stay_this_node_s() {
     let cluster = Cluster::new();
     let a = cluster.node("a").await;
