@@ -305,9 +305,9 @@ impl Machine {
         self.sh("iptables --append OUTPUT --out-interface eth0 --jump DROP").ok();
     }
 
-    /// It hears everybody, and this one machine does not hear it.
-    pub fn silence_towards(&self, other: &Machine) {
-        self.sh(&format!("iptables --append OUTPUT --destination {} --jump DROP", other.address())).ok();
+    /// It hears everybody, and whoever has this address does not hear it.
+    pub fn silence_towards(&self, address: &str) {
+        self.sh(&format!("iptables --append OUTPUT --destination {address} --jump DROP")).ok();
     }
 
     /// It is heard again by everybody.

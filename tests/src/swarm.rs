@@ -191,7 +191,7 @@ impl Swarm {
     /// Cuts a machine off from the swarm, and from nothing else.
     pub fn silence_towards_the_manager(&self, name: &str) {
         let machine = self.machines.iter().find(|machine| machine.name == name).expect("a machine");
-        machine.silence_towards(&self.machines[MANAGER]);
+        machine.silence_towards(&self.machines[MANAGER].address());
     }
 
     /// Whether a client was ever cut off from the cluster.

@@ -4,9 +4,10 @@
 //! A test begins where a service writes, and ends where it writes again and every machine is well. Three share a bench: the time of
 //! a failover is Ceph's, which sees a client for half a minute that has died.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use dunnage_tests::machine::Machine;
+use dunnage_driver::SILENCE;
+use dunnage_tests::machine::{Machine, SWITCH};
 use dunnage_tests::swarm::{FAILOVER, Swarm};
 use dunnage_tests::{BOUND, eventually};
 
@@ -149,6 +150,28 @@ fn law_6_swarm_a_node_that_only_its_manager_does_not_hear_keeps_its_volume() {
     moves(&swarm, "manager hears it again", first);
     assert!(!swarm.fenced(), "nobody had to be");
     comes_back(swarm, "manager hears nothing");
+}
+
+#[test]
+fn law_6_swarm_a_node_that_only_ceph_does_not_hear_keeps_what_nobody_asks_for_and_loses_what_somebody_does() {
+    let Some(mut swarm) = Swarm::start() else { return };
+    let first = swarm.writer();
+    swarm.machine(first).silence_towards(SWITCH);
+    // It is silent, and then unseen; nobody wants what it has.
+    std::thread::sleep(SILENCE + Duration::from_secs(5));
+    assert!(swarm.is_ready(first) && swarm.mounted_at() == [first]);
+    swarm.machine(first).unsilence();
+    swarm.goes_on(first);
+    assert!(!swarm.fenced(), "nobody had to be");
+    swarm.check("heard by Ceph again");
+
+    swarm.machine(first).silence_towards(SWITCH);
+    swarm.drain(first);
+    moves(&swarm, "not heard by Ceph, and drained", first);
+    assert!(swarm.fenced());
+    swarm.machine(first).unsilence();
+    swarm.activate(first);
+    comes_back(swarm, "not heard by Ceph, and drained");
 }
 
 #[test]
