@@ -3,11 +3,14 @@
 
 use std::io::Read;
 use std::os::unix::fs::symlink;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use dunnage_tests::{BOUND, Node, Ran, binary, eventually, is_mounted};
+use dunnage_tests::fuse::Store;
+use dunnage_tests::{BOUND, Node, Ran, binary, eventually, is_mounted, kernel, scratch};
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde_json::Value;
 
 /// A node, and the binary under its other name.
 struct Bench {
@@ -17,7 +20,10 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        let node = Node::started();
+        Bench::of(Node::started())
+    }
+
+    fn of(node: Node) -> Bench {
         let dvdcli = node.folder.join("dvdcli");
         symlink(binary(), &dvdcli).expect("symlink");
         Bench { node, dvdcli }
@@ -40,7 +46,7 @@ impl Bench {
     }
 
     /// The same for one volume of our driver.
-    fn of(&self, volume: &str, command: &str, more: &[&str]) -> Ran {
+    fn on(&self, volume: &str, command: &str, more: &[&str]) -> Ran {
         let name = format!("--volumename={volume}");
         let mut args = vec![command, "--volumedriver=dunnage", &name];
         args.extend(more);
@@ -55,11 +61,11 @@ impl Bench {
 #[test]
 fn a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else() {
     let bench = Bench::new();
-    let ran = bench.of("vol1", "mount", &["--volumeopts=size=1", "--volumeopts=fs=ext4"]);
+    let ran = bench.on("vol1", "mount", &["--volumeopts=size=1", "--volumeopts=fs=ext4"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, format!("{}\n", bench.mountpoint("vol1")).as_str()), "{}", ran.err);
     assert!(is_mounted(&bench.node.mountpoint("vol1")));
     assert_eq!(bench.node.holders("vol1"), [(None, 1, 0, 0)]);
-    bench.of("vol1", "unmount", &[]).ok();
+    bench.on("vol1", "unmount", &[]).ok();
     bench.node.assert_nothing_left();
 }
 
@@ -67,9 +73,9 @@ fn a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else() {
 fn mesos_mounts_for_every_container_and_unmounts_once() {
     let bench = Bench::new();
     for _ in 0..3 {
-        assert_eq!(bench.of("vol1", "mount", &[]).ok(), bench.mountpoint("vol1"));
+        assert_eq!(bench.on("vol1", "mount", &[]).ok(), bench.mountpoint("vol1"));
     }
-    bench.of("vol1", "unmount", &[]).ok();
+    bench.on("vol1", "unmount", &[]).ok();
     assert!(!is_mounted(&bench.node.mountpoint("vol1")));
     bench.node.assert_nothing_left();
 }
@@ -79,7 +85,7 @@ fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is
     let bench = Bench::new();
     bench.node.cli(&["volume", "create", "idle"]).ok();
     for name in ["idle", "never-made", "a b/../c=d;$(id)", "", "../../etc", &"x".repeat(4096)] {
-        let ran = bench.of(name, "unmount", &[]);
+        let ran = bench.on(name, "unmount", &[]);
         assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{name:?}: {}", ran.err);
     }
 }
@@ -88,12 +94,12 @@ fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is
 fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing() {
     let bench = Bench::new();
     for name in ["a b/../c=d;$(id)", "../../etc", "", "-rf"] {
-        let ran = bench.of(name, "mount", &[]);
+        let ran = bench.on(name, "mount", &[]);
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{name:?}");
         assert!(ran.err.starts_with("dvdcli: invalid_argument{") && ran.err.lines().count() == 1, "{}", ran.err);
     }
     for option in ["--volumeopts==x", "--volumeopts=siez=5", "--volumeopts=size", "--volumeopts=fs type=ext4 -O x"] {
-        let ran = bench.of("v", "mount", &[option]);
+        let ran = bench.on("v", "mount", &[option]);
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{option}");
         assert!(ran.err.contains("invalid_argument"), "{option}: {}", ran.err);
     }
@@ -103,20 +109,20 @@ fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing() 
 #[test]
 fn every_command_prints_what_the_old_one_printed() {
     let bench = Bench::new();
-    let created = bench.of("b", "create", &["--volumeopts=size=32M,labels=tier=gold,uid=5"]);
+    let created = bench.on("b", "create", &["--volumeopts=size=32M,labels=tier=gold,uid=5"]);
     assert_eq!((created.code, created.out.as_str()), (0, ""), "{}", created.err);
     assert!(bench.node.cli(&["volume", "inspect", "b"]).ok().contains("tier=gold"));
-    bench.of("a", "create", &["--volumeopts=size=16M"]).ok();
+    bench.on("a", "create", &["--volumeopts=size=16M"]).ok();
     assert_eq!(bench.run(&["list", "--volumedriver=dunnage"]).ok(), "a\nb");
-    assert_eq!(bench.of("a", "get", &[]).ok(), "a");
-    assert_eq!(bench.of("a", "path", &[]).ok(), "");
-    bench.of("a", "mount", &[]).ok();
-    assert_eq!(bench.of("a", "path", &[]).ok(), bench.mountpoint("a"));
-    assert!(bench.of("a", "remove", &[]).fails(1).contains("in_use{n1}"));
-    bench.of("a", "unmount", &[]).ok();
-    bench.of("a", "remove", &[]).ok();
+    assert_eq!(bench.on("a", "get", &[]).ok(), "a");
+    assert_eq!(bench.on("a", "path", &[]).ok(), "");
+    bench.on("a", "mount", &[]).ok();
+    assert_eq!(bench.on("a", "path", &[]).ok(), bench.mountpoint("a"));
+    assert!(bench.on("a", "remove", &[]).fails(1).contains("in_use{n1}"));
+    bench.on("a", "unmount", &[]).ok();
+    bench.on("a", "remove", &[]).ok();
     for command in ["get", "path", "remove"] {
-        assert!(bench.of("a", command, &[]).fails(1).contains("not_found"), "{command}");
+        assert!(bench.on("a", command, &[]).fails(1).contains("not_found"), "{command}");
     }
     assert!(bench.run(&["version"]).ok().contains(&format!("SemVer: {}", env!("CARGO_PKG_VERSION"))));
     assert!(bench.run(&[]).ok().contains("Usage: dvdcli"));
@@ -126,23 +132,23 @@ fn every_command_prints_what_the_old_one_printed() {
 fn explicit_create_in_both_spellings_makes_nothing() {
     let bench = Bench::new();
     for flag in ["--explicitcreate", "--explicitCreate=true"] {
-        let said = bench.of("typo", "mount", &[flag]).fails(1);
+        let said = bench.on("typo", "mount", &[flag]).fails(1);
         assert!(said.contains("\"typo\"") && said.contains("dvdcli create"), "{said}");
     }
     assert_eq!(bench.run(&["list", "--volumedriver=dunnage"]).ok(), "");
-    bench.of("real", "create", &["--volumeopts=size=16M"]).ok();
-    bench.of("real", "mount", &["--explicitCreate"]).ok();
-    bench.of("real", "unmount", &[]).ok();
+    bench.on("real", "create", &["--volumeopts=size=16M"]).ok();
+    bench.on("real", "mount", &["--explicitCreate"]).ok();
+    bench.on("real", "unmount", &[]).ok();
 }
 
 #[test]
 fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said() {
     let bench = Bench::new();
-    bench.of("v", "create", &["--volumeopts=size=16M"]).ok();
-    let ran = bench.of("v", "mount", &["--volumeopts=size=5"]);
+    bench.on("v", "create", &["--volumeopts=size=16M"]).ok();
+    let ran = bench.on("v", "mount", &["--volumeopts=size=5"]);
     assert_eq!((ran.code, ran.out.trim_end()), (0, bench.mountpoint("v").as_str()), "{}", ran.err);
     assert!(ran.err.contains("size=16MiB") && ran.err.contains("5GiB"), "{}", ran.err);
-    bench.of("v", "unmount", &[]).ok();
+    bench.on("v", "unmount", &[]).ok();
 }
 
 #[test]
@@ -154,22 +160,85 @@ fn a_driver_that_is_not_there_is_said_at_once_with_those_that_are() {
     assert!(bench.run(&["mount", "--volumename=v"]).fails(1).contains("--volumedriver"));
 }
 
-#[test]
-fn who_is_killed_in_the_middle_of_a_mount_leaves_no_holder_and_the_unmount_that_follows_works() {
-    let bench = Bench::new();
-    bench.of("v", "create", &["--volumeopts=size=16M"]).ok();
-    for round in 0..10 {
-        let mut child = bench.spawn(&["mount", "--volumedriver=dunnage", "--volumename=v"]);
-        // At another moment each time: between nothing and the answer.
-        std::thread::sleep(std::time::Duration::from_micros(400 * round));
-        child.kill().expect("kill");
+/// One whose pool lies on a store that can be brought to a halt.
+struct Slow {
+    // Dropped first: its volumes lie on the store.
+    bench: Bench,
+    store: Store,
+}
+
+impl Drop for Slow {
+    fn drop(&mut self) {
+        self.store.go_on();
+    }
+}
+
+impl Slow {
+    fn new() -> Slow {
+        let mut node = Node::new();
+        let store = Store::new(env!("CARGO_BIN_EXE_fuse-store"), &scratch(), 256 << 20);
+        node.configure(&format!("drivers: {{ local: {{ type: local, pool: {} }} }}\n", store.path().join("pool").display()));
+        node.start();
+        Slow { bench: Bench::of(node), store }
+    }
+
+    fn inspect(&self, volume: &str) -> Value {
+        serde_json::from_str(&self.bench.node.cli(&["volume", "inspect", volume, "-o", "json"]).out).unwrap_or_default()
+    }
+
+    /// Mesos kills the whole tree of what takes too long: here in the middle of a job.
+    #[track_caller]
+    fn killed_in_the_middle_of_its(&self, job: &str, volume: &str) {
+        self.store.halt();
+        let name = format!("--volumename={volume}");
+        let mut child = self.bench.spawn(&["mount", "--volumedriver=dunnage", &name, "--volumeopts=size=16M"]);
+        // A volume that is only about to be made cannot be inspected.
+        let job = format!("volume=local/{volume} goal=\"{job}\"}}: step ");
+        eventually("its job is under way", BOUND, || self.bench.node.log().contains(&job));
+        assert_eq!(child.try_wait().expect("wait"), None, "it waits for the store");
+        kill_process_group(Pid::from_child(&child), Signal::KILL).expect("kill");
         let mut out = String::new();
         child.stdout.take().expect("a pipe").read_to_string(&mut out).expect("read");
-        child.wait().expect("wait");
-        bench.of("v", "unmount", &[]).ok();
-        eventually("nothing is held", BOUND, || bench.node.holders("v").is_empty() && !is_mounted(&bench.node.mountpoint("v")));
+        assert_eq!((child.wait().expect("wait").signal(), out.as_str()), (Some(9), ""));
+        self.store.go_on();
     }
-    bench.node.assert_nothing_left();
+
+    /// The volume is there, nobody holds it, and the kernel has nothing of it.
+    #[track_caller]
+    fn nothing_is_left(&self, volume: &str) {
+        eventually("its job has ended, and left nothing", BOUND, || {
+            let inspected = self.inspect(volume);
+            let none = |what: &str| inspected[what].as_array().is_some_and(Vec::is_empty);
+            let attached = kernel::loops_beneath(&self.store.path().join("pool"));
+            none("jobs") && none("holders") && attached.is_empty() && !is_mounted(&self.bench.node.mountpoint(volume))
+        });
+    }
+
+    /// The unmount that Mesos sends after the kill, and its next task.
+    #[track_caller]
+    fn goes_on(&self, volume: &str) {
+        self.bench.on(volume, "unmount", &[]).ok();
+        assert_eq!(self.bench.on(volume, "mount", &["--volumeopts=size=16M"]).ok(), self.bench.mountpoint(volume));
+        self.bench.on(volume, "unmount", &[]).ok();
+        self.nothing_is_left(volume);
+    }
+}
+
+#[test]
+fn who_is_killed_in_the_middle_of_a_mount_leaves_nothing_and_the_unmount_that_follows_works() {
+    let slow = Slow::new();
+    slow.bench.on("v", "create", &["--volumeopts=size=16M"]).ok();
+    slow.killed_in_the_middle_of_its("stage", "v");
+    slow.nothing_is_left("v");
+    slow.goes_on("v");
+}
+
+#[test]
+fn who_is_killed_while_the_volume_of_its_mount_is_made_leaves_nothing_either() {
+    let slow = Slow::new();
+    slow.killed_in_the_middle_of_its("create", "v");
+    slow.nothing_is_left("v");
+    slow.goes_on("v");
 }
 
 #[test]
@@ -190,12 +259,12 @@ fn volumes_of_one_task_mount_in_parallel() {
 #[test]
 fn while_the_daemon_starts_anew_a_call_waits_for_it() {
     let mut bench = Bench::new();
-    bench.of("v", "create", &["--volumeopts=size=16M"]).ok();
+    bench.on("v", "create", &["--volumeopts=size=16M"]).ok();
     // Its socket stays, and refuses.
     bench.node.kill();
     let child = bench.spawn(&["mount", "--volumedriver=dunnage", "--volumename=v"]);
     bench.node.start();
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    bench.of("v", "unmount", &[]).ok();
+    bench.on("v", "unmount", &[]).ok();
 }
