@@ -1,5 +1,5 @@
 //! Stores that a test makes for itself, to fill, to stop and to break: a small ext4 filesystem in a file, and the same
-//! on top of a FUSE server that a signal brings to a halt, as a dead disk or a dead server in the network would be.
+//! on top of a FUSE server that a signal brings to a halt, as a dead disk or a dead server in the network would be, and that can lose a block.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -59,6 +59,8 @@ impl Drop for Disk {
 pub struct Store {
     disk: Option<Disk>,
     server: Child,
+    /// Tells the server which block of 4 KiB it cannot read.
+    lost: PathBuf,
     /// The FUSE filesystem itself, with the one file `disk` in it.
     pub fuse: PathBuf,
 }
@@ -71,7 +73,7 @@ impl Store {
         let backing = folder.join("backing");
         File::create(&backing).and_then(|file| file.set_len(size)).expect("backing file");
         let server = Command::new(server).arg(&backing).arg(&fuse).stdin(Stdio::null()).spawn().expect("the server runs");
-        let mut store = Store { disk: None, server, fuse };
+        let mut store = Store { disk: None, server, lost: lost(&backing), fuse };
         eventually("the FUSE filesystem is mounted", BOUND, || is_mounted(&store.fuse));
         // Without discard: the server does not know how to punch holes.
         store.disk = Some(Disk::format(&store.fuse.join("disk"), folder, "nodiscard"));
@@ -96,6 +98,20 @@ impl Store {
         let state = format!("/proc/{}/stat", self.server.id());
         let stopped = || std::fs::read_to_string(&state).is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|s| s.starts_with('T')));
         eventually("the server has stopped", BOUND, stopped);
+    }
+
+    /// From now on the first block of a file on it cannot be read: its disk answers with an error. The kernel forgets what it
+    /// has read of it; the file must not be in use.
+    pub fn lose(&self, file: &Path) {
+        let (file, disk) = (file.display(), self.fuse.join("disk"));
+        let find = format!("sync {file}; filefrag -v -b4096 {file} | awk '$1 == \"0:\" {{ print int($4) }}'");
+        std::fs::write(&self.lost, sh(&find)).expect("written");
+        sh(&format!("for f in {file} {}; do dd if=$f iflag=nocache count=0 status=none; done", disk.display()));
+    }
+
+    /// All of it can be read again.
+    pub fn find_again(&self) {
+        std::fs::remove_file(&self.lost).expect("something was lost");
     }
 
     /// It answers again.
@@ -123,6 +139,11 @@ impl Drop for Store {
     }
 }
 
+/// The file beside the server's own that has the number of the block that cannot be read.
+fn lost(backing: &Path) -> PathBuf {
+    backing.with_extension("lost")
+}
+
 /// The server: serves one file, `MOUNTPOINT/disk`, whose bytes are those of `backing`.
 ///
 /// # Errors
@@ -130,7 +151,7 @@ impl Drop for Store {
 pub fn serve(backing: &Path, mountpoint: &Path) -> std::io::Result<()> {
     let file = File::options().read(true).write(true).open(backing)?;
     let size = file.metadata()?.len();
-    fuser::mount(OneFile { file, size }, mountpoint, &Config::default())
+    fuser::mount(OneFile { file, size, lost: lost(backing) }, mountpoint, &Config::default())
 }
 
 const DISK: INodeNo = INodeNo(2);
@@ -139,9 +160,15 @@ const TTL: Duration = Duration::from_secs(3600);
 struct OneFile {
     file: File,
     size: u64,
+    lost: PathBuf,
 }
 
 impl OneFile {
+    fn has_lost(&self, at: u64, size: u32) -> bool {
+        let number = std::fs::read_to_string(&self.lost).ok().and_then(|number| number.trim().parse::<u64>().ok());
+        number.is_some_and(|number| at < (number + 1) * 4096 && number * 4096 < at + u64::from(size))
+    }
+
     fn attributes(&self, ino: INodeNo) -> FileAttr {
         let (kind, perm, size) = if ino == DISK { (FileType::RegularFile, 0o600, self.size) } else { (FileType::Directory, 0o700, 0) };
         let time = UNIX_EPOCH;
@@ -181,6 +208,7 @@ impl Filesystem for OneFile {
     fn read(&self, _: &Request, _: INodeNo, _: FileHandle, at: u64, size: u32, _: OpenFlags, _: Option<LockOwner>, reply: ReplyData) {
         let mut bytes = vec![0; size as usize];
         match self.file.read_at(&mut bytes, at) {
+            Ok(_) if self.has_lost(at, size) => reply.error(Errno::EIO),
             Ok(n) => reply.data(&bytes[..n]),
             Err(_) => reply.error(Errno::EIO),
         }

@@ -10,6 +10,7 @@ use dunnage_host::linux::Tools;
 use dunnage_host::orphans::Brood;
 use dunnage_host::{FormatRequest, Host};
 use dunnage_model::FsKind;
+use dunnage_tests::fuse::Store;
 use dunnage_tests::sh;
 use dunnage_tests::{Node, binary, scratch};
 use serde_json::json;
@@ -159,7 +160,7 @@ fn storage_that_has_something_on_it_is_not_formatted_with_anything() {
 }
 
 #[test]
-fn storage_that_is_not_there_or_cannot_be_read_is_not_formatted() {
+fn storage_that_is_not_there_or_is_no_storage_is_not_formatted() {
     run(async {
         let bench = Bench::new();
         let nothing = bench.folder.join("nothing");
@@ -183,4 +184,53 @@ fn a_device_that_was_only_ever_read_as_zeroes_is_not_taken_for_blank() {
         sh(&format!("losetup -d {device}"));
         assert!(said.starts_with("not_blank{"), "{said}");
     });
+}
+
+/// What cannot be read is refused with the reason, and was not written.
+#[track_caller]
+fn assert_unreadable(said: &str) {
+    assert!(said.starts_with("not_blank{nobody knows: it cannot be read (Input/output error"), "{said}");
+}
+
+#[test]
+fn storage_whose_reads_fail_is_not_formatted() {
+    run(async {
+        let bench = Bench::new();
+        let store = Store::new(env!("CARGO_BIN_EXE_fuse-store"), &bench.folder.join("store"), 64 << 20);
+        let image = store.path().join("image");
+        // One that was never written would be blank; of this one nobody can say.
+        sh(&format!("truncate -s 16M {0}; printf x | dd of={0} conv=notrunc status=none; sync", image.display()));
+        keep(&image);
+        let device = sh(&format!("losetup -f --show {}", image.display()));
+        store.lose(&image);
+        let mut said = Vec::new();
+        for path in [image.as_path(), Path::new(&device)] {
+            for fs in FsKind::ALL {
+                said.push(bench.refused(path, fs).await);
+            }
+        }
+        sh(&format!("losetup -d {device}"));
+        store.find_again();
+        said.iter().for_each(|said| assert_unreadable(said));
+        assert_unchanged(&image, "a format that could not read it");
+    });
+}
+
+#[test]
+fn a_volume_whose_image_cannot_be_read_is_not_mounted_and_is_itself_again_when_it_can() {
+    let mut node = Node::new();
+    let store = Store::new(env!("CARGO_BIN_EXE_fuse-store"), &scratch(), 64 << 20);
+    node.configure(&format!("drivers: {{ local: {{ type: local, pool: {} }} }}\n", store.path().join("pool").display()));
+    node.start();
+    node.fill("v");
+    let image = store.path().join("pool/v/image");
+    keep(&image);
+    store.lose(&image);
+    let said = node.plugin_err("VolumeDriver.Mount", &json!({ "Name": "v", "ID": "c1" }));
+    store.find_again();
+    assert_unreadable(&said);
+    assert_unchanged(&image, "a mount that could not read it");
+    node.assert_nothing_left();
+    node.assert_data("v");
+    drop(node); // its volumes lie on the store
 }

@@ -566,16 +566,20 @@ impl Task for ProbeTask {
 pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
     // ext4's and xfs' superblocks are in the first 2 KiB; reading them is all that a clean mount costs.
     let mut head = vec![0; 2048];
-    if read_head(file, &mut head).is_ok()
-        && let Some(known) = signature::recognise(&head)
-    {
-        return Ok(Probe::Known(known));
+    match read_head(file, &mut head) {
+        Ok(()) => {
+            if let Some(known) = signature::recognise(&head) {
+                return Ok(Probe::Known(known));
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {}
+        Err(e) => return Ok(unreadable(&e)),
     }
     if file.metadata()?.is_file() {
         match rustix::fs::seek(&*file, Sparse::Data(0)) {
             Err(rustix::io::Errno::NXIO) => return Ok(Probe::Blank),
             Ok(_) => {}
-            Err(e) => return Ok(Probe::Unknown { signature: format!("nobody knows: {e}") }),
+            Err(e) => return Ok(unreadable(&e.into())),
         }
     }
     head.resize(signature::HEAD, 0);
@@ -585,9 +589,13 @@ pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
             None => foreign(file),
         },
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => "too little for any filesystem".to_owned(),
-        Err(e) => format!("nobody knows: it cannot be read ({e})"),
+        Err(e) => return Ok(unreadable(&e)),
     };
     Ok(Probe::Unknown { signature })
+}
+
+fn unreadable(e: &std::io::Error) -> Probe {
+    Probe::Unknown { signature: format!("nobody knows: it cannot be read ({e})") }
 }
 
 /// What libblkid calls what is there: `crypto_LUKS`, `LVM2_member`, `gpt` …
