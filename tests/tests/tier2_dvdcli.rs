@@ -8,24 +8,40 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use dunnage_tests::fuse::Store;
-use dunnage_tests::{BOUND, Node, Ran, binary, eventually, is_mounted, kernel, scratch};
+use dunnage_tests::{BOUND, Node, Ran, binary, eventually, is_mounted, kernel, scratch, small_dvdcli};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 
-/// A node, and the binary under its other name.
+/// What answers to the name: a link to the binary, or the small program that a release archive installs.
+#[derive(Clone, Copy)]
+enum Program {
+    Link,
+    Small,
+}
+
+impl Program {
+    fn path(self) -> PathBuf {
+        match self {
+            Program::Link => binary(),
+            Program::Small => small_dvdcli(),
+        }
+    }
+}
+
+/// A node, and one of these.
 struct Bench {
     node: Node,
     dvdcli: PathBuf,
 }
 
 impl Bench {
-    fn new() -> Bench {
-        Bench::of(Node::started())
+    fn new(program: Program) -> Bench {
+        Bench::of(program, Node::started())
     }
 
-    fn of(node: Node) -> Bench {
+    fn of(program: Program, node: Node) -> Bench {
         let dvdcli = node.folder.join("dvdcli");
-        symlink(binary(), &dvdcli).expect("symlink");
+        symlink(program.path(), &dvdcli).expect("symlink");
         Bench { node, dvdcli }
     }
 
@@ -58,9 +74,42 @@ impl Bench {
     }
 }
 
-#[test]
-fn a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else() {
-    let bench = Bench::new();
+/// Every test, with each of the two.
+macro_rules! with_both {
+    ($($test:ident)*) => {
+        mod the_link {
+            $(#[test]
+            fn $test() {
+                super::$test(super::Program::Link);
+            })*
+        }
+
+        mod the_small_program {
+            $(#[test]
+            fn $test() {
+                super::$test(super::Program::Small);
+            })*
+        }
+    };
+}
+
+with_both! {
+    a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else
+    mesos_mounts_for_every_container_and_unmounts_once
+    an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is_no_error
+    a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing
+    every_command_prints_what_the_old_one_printed
+    explicit_create_in_both_spellings_makes_nothing
+    a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said
+    a_driver_that_is_not_there_is_said_at_once_with_those_that_are
+    who_is_killed_in_the_middle_of_a_mount_leaves_nothing_and_the_unmount_that_follows_works
+    who_is_killed_while_the_volume_of_its_mount_is_made_leaves_nothing_either
+    volumes_of_one_task_mount_in_parallel
+    while_the_daemon_starts_anew_a_call_waits_for_it
+}
+
+fn a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else(program: Program) {
+    let bench = Bench::new(program);
     let ran = bench.on("vol1", "mount", &["--volumeopts=size=1", "--volumeopts=fs=ext4"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, format!("{}\n", bench.mountpoint("vol1")).as_str()), "{}", ran.err);
     assert!(is_mounted(&bench.node.mountpoint("vol1")));
@@ -69,9 +118,8 @@ fn a_mount_creates_what_is_missing_and_prints_the_path_and_nothing_else() {
     bench.node.assert_nothing_left();
 }
 
-#[test]
-fn mesos_mounts_for_every_container_and_unmounts_once() {
-    let bench = Bench::new();
+fn mesos_mounts_for_every_container_and_unmounts_once(program: Program) {
+    let bench = Bench::new(program);
     for _ in 0..3 {
         assert_eq!(bench.on("vol1", "mount", &[]).ok(), bench.mountpoint("vol1"));
     }
@@ -80,9 +128,8 @@ fn mesos_mounts_for_every_container_and_unmounts_once() {
     bench.node.assert_nothing_left();
 }
 
-#[test]
-fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is_no_error() {
-    let bench = Bench::new();
+fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is_no_error(program: Program) {
+    let bench = Bench::new(program);
     bench.node.cli(&["volume", "create", "idle"]).ok();
     for name in ["idle", "never-made", "a b/../c=d;$(id)", "", "../../etc", &"x".repeat(4096)] {
         let ran = bench.on(name, "unmount", &[]);
@@ -90,9 +137,8 @@ fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is
     }
 }
 
-#[test]
-fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing() {
-    let bench = Bench::new();
+fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing(program: Program) {
+    let bench = Bench::new(program);
     for name in ["a b/../c=d;$(id)", "../../etc", "", "-rf"] {
         let ran = bench.on(name, "mount", &[]);
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{name:?}");
@@ -106,9 +152,8 @@ fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing() 
     assert_eq!(bench.node.cli(&["volume", "ls", "-q"]).ok(), "");
 }
 
-#[test]
-fn every_command_prints_what_the_old_one_printed() {
-    let bench = Bench::new();
+fn every_command_prints_what_the_old_one_printed(program: Program) {
+    let bench = Bench::new(program);
     let created = bench.on("b", "create", &["--volumeopts=size=32M,labels=tier=gold,uid=5"]);
     assert_eq!((created.code, created.out.as_str()), (0, ""), "{}", created.err);
     assert!(bench.node.cli(&["volume", "inspect", "b"]).ok().contains("tier=gold"));
@@ -124,13 +169,15 @@ fn every_command_prints_what_the_old_one_printed() {
     for command in ["get", "path", "remove"] {
         assert!(bench.on("a", command, &[]).fails(1).contains("not_found"), "{command}");
     }
-    assert!(bench.run(&["version"]).ok().contains(&format!("SemVer: {}", env!("CARGO_PKG_VERSION"))));
+    let version = bench.run(&["version"]).ok();
+    for line in [format!("Binary: {}", program.path().display()), format!("SemVer: {}", env!("CARGO_PKG_VERSION"))] {
+        assert!(version.lines().any(|said| said == line), "{line}: {version}");
+    }
     assert!(bench.run(&[]).ok().contains("Usage: dvdcli"));
 }
 
-#[test]
-fn explicit_create_in_both_spellings_makes_nothing() {
-    let bench = Bench::new();
+fn explicit_create_in_both_spellings_makes_nothing(program: Program) {
+    let bench = Bench::new(program);
     for flag in ["--explicitcreate", "--explicitCreate=true"] {
         let said = bench.on("typo", "mount", &[flag]).fails(1);
         assert!(said.contains("\"typo\"") && said.contains("dvdcli create"), "{said}");
@@ -141,9 +188,8 @@ fn explicit_create_in_both_spellings_makes_nothing() {
     bench.on("real", "unmount", &[]).ok();
 }
 
-#[test]
-fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said() {
-    let bench = Bench::new();
+fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said(program: Program) {
+    let bench = Bench::new(program);
     bench.on("v", "create", &["--volumeopts=size=16M"]).ok();
     let ran = bench.on("v", "mount", &["--volumeopts=size=5"]);
     assert_eq!((ran.code, ran.out.trim_end()), (0, bench.mountpoint("v").as_str()), "{}", ran.err);
@@ -151,9 +197,8 @@ fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said() {
     bench.on("v", "unmount", &[]).ok();
 }
 
-#[test]
-fn a_driver_that_is_not_there_is_said_at_once_with_those_that_are() {
-    let bench = Bench::new();
+fn a_driver_that_is_not_there_is_said_at_once_with_those_that_are(program: Program) {
+    let bench = Bench::new(program);
     let ran = bench.run(&["mount", "--volumedriver=rexray", "--volumename=v"]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""));
     assert!(ran.err.contains("\"rexray\"") && ran.err.contains("rexray.sock") && ran.err.contains("dunnage"), "{}", ran.err);
@@ -174,12 +219,12 @@ impl Drop for Slow {
 }
 
 impl Slow {
-    fn new() -> Slow {
+    fn new(program: Program) -> Slow {
         let mut node = Node::new();
         let store = Store::new(env!("CARGO_BIN_EXE_fuse-store"), &scratch(), 256 << 20);
         node.configure(&format!("drivers: {{ local: {{ type: local, pool: {} }} }}\n", store.path().join("pool").display()));
         node.start();
-        Slow { bench: Bench::of(node), store }
+        Slow { bench: Bench::of(program, node), store }
     }
 
     fn inspect(&self, volume: &str) -> Value {
@@ -224,26 +269,23 @@ impl Slow {
     }
 }
 
-#[test]
-fn who_is_killed_in_the_middle_of_a_mount_leaves_nothing_and_the_unmount_that_follows_works() {
-    let slow = Slow::new();
+fn who_is_killed_in_the_middle_of_a_mount_leaves_nothing_and_the_unmount_that_follows_works(program: Program) {
+    let slow = Slow::new(program);
     slow.bench.on("v", "create", &["--volumeopts=size=16M"]).ok();
     slow.killed_in_the_middle_of_its("stage", "v");
     slow.nothing_is_left("v");
     slow.goes_on("v");
 }
 
-#[test]
-fn who_is_killed_while_the_volume_of_its_mount_is_made_leaves_nothing_either() {
-    let slow = Slow::new();
+fn who_is_killed_while_the_volume_of_its_mount_is_made_leaves_nothing_either(program: Program) {
+    let slow = Slow::new(program);
     slow.killed_in_the_middle_of_its("create", "v");
     slow.nothing_is_left("v");
     slow.goes_on("v");
 }
 
-#[test]
-fn volumes_of_one_task_mount_in_parallel() {
-    let bench = Bench::new();
+fn volumes_of_one_task_mount_in_parallel(program: Program) {
+    let bench = Bench::new(program);
     let names: Vec<String> = (0..8).map(|n| format!("--volumename=v{n}")).collect();
     let spawn = |name: &String| bench.spawn(&["mount", "--volumedriver=dunnage", name, "--volumeopts=size=16M"]);
     for child in names.iter().map(spawn).collect::<Vec<_>>() {
@@ -256,9 +298,8 @@ fn volumes_of_one_task_mount_in_parallel() {
     bench.node.assert_nothing_left();
 }
 
-#[test]
-fn while_the_daemon_starts_anew_a_call_waits_for_it() {
-    let mut bench = Bench::new();
+fn while_the_daemon_starts_anew_a_call_waits_for_it(program: Program) {
+    let mut bench = Bench::new(program);
     bench.on("v", "create", &["--volumeopts=size=16M"]).ok();
     // Its socket stays, and refuses.
     bench.node.kill();
