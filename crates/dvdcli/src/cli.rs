@@ -1,5 +1,7 @@
 //! The command line, as dvdcli 0.2 had it.
 
+use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -32,7 +34,7 @@ struct Cli {
 
     /// The volume
     #[arg(long, global = true, value_name = "NAME", allow_hyphen_values = true, overrides_with = "volumename")]
-    volumename: Option<String>,
+    volumename: Option<OsString>,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -90,7 +92,7 @@ pub fn command() -> clap::Command {
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(command_first(std::env::args_os().collect())) {
         Ok(cli) => cli,
         Err(e) => {
             // Where not even this can be written there is nobody to tell.
@@ -98,62 +100,84 @@ pub fn main() -> ExitCode {
             return if e.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    match run(cli) {
-        Ok(said) => {
-            if let Some(said) = said {
-                println!("{said}");
-            }
-            ExitCode::SUCCESS
-        }
+    let told = run(cli).and_then(|said| match said {
+        Some(said) => writeln!(std::io::stdout(), "{said}").map_err(|e| Error::os("cannot say what was asked for", &e).into()),
+        None => Ok(()),
+    });
+    match told {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{NAME}: {error}");
+            tell(&error.to_string());
             ExitCode::FAILURE
         }
     }
+}
+
+/// Says what is no answer. Where that cannot be written there is nobody to tell.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{NAME}: {line}");
+}
+
+/// A command's own flags may stand before it, as in the old dvdcli: all are its own.
+fn command_first(mut args: Vec<OsString>) -> Vec<OsString> {
+    const WITH_VALUE: [&str; 3] = ["--volumedriver", "--volumename", "--volumeopts"];
+    let mut at = 1;
+    while args.get(at).is_some_and(|arg| arg.as_encoded_bytes().starts_with(b"-")) {
+        at += if WITH_VALUE.iter().any(|flag| args[at] == **flag) { 2 } else { 1 };
+    }
+    if let Some(flags_and_command) = args.get_mut(1..=at) {
+        flags_and_command.rotate_right(1);
+    }
+    args
 }
 
 fn run(cli: Cli) -> Result<Option<String>, Complaint> {
     let Some(command) = cli.command else {
         return Ok(Some(Cli::command().render_help().to_string().trim_end().to_owned()));
     };
-    let (patience, options) = match &command {
+    let options = match &command {
         Command::Version => return Ok(Some(version())),
-        Command::Create(options) | Command::Mount { options, .. } => (PATIENCE, read(&options.volumeopts)?),
-        Command::Unmount => (UNMOUNT_PATIENCE, Vec::new()),
-        _ => (PATIENCE, Vec::new()),
+        Command::Create(options) | Command::Mount { options, .. } => read(&options.volumeopts)?,
+        _ => Vec::new(),
     };
-    let name = cli.volumename.unwrap_or_default();
     let driver = cli.volumedriver.filter(|driver| !driver.is_empty()).ok_or_else(|| missing("volumedriver"))?;
-    match command {
-        Command::List => {}
-        // Mesos unmounts what it could not mount; what has no name was never mounted.
-        Command::Unmount if name.is_empty() => return Ok(None),
-        _ if name.is_empty() => return Err(missing("volumename").into()),
-        _ => {}
-    }
-    let asked = Asked { name, options, id: None, tell: |line| eprintln!("{NAME}: {line}") };
-    let work = async {
-        let plugin = verbs::activated(&Places::default(), &driver).await?;
-        match command {
-            Command::Create(_) => verbs::create(&plugin, &asked).await.map(|()| None),
-            Command::Remove => verbs::remove(&plugin, &asked).await.map(|()| None),
-            Command::Mount { explicitcreate, .. } => {
-                verbs::mount(&plugin, &asked, explicitcreate.then_some("--explicitcreate")).await.map(Some)
-            }
-            Command::Unmount => verbs::unmount(&plugin, &asked).await.map(|()| None),
-            Command::Path => verbs::path(&plugin, &asked).await,
-            Command::Get => verbs::get(&plugin, &asked).await.map(Some),
-            Command::List => verbs::list(&plugin).await.map(|names| (!names.is_empty()).then(|| names.join("\n"))),
-            Command::Version => Ok(None),
+    let name = match cli.volumename.unwrap_or_default().into_string() {
+        Ok(name) if !name.is_empty() => name,
+        _ if matches!(command, Command::List) => String::new(),
+        // Mesos unmounts what it could not mount; what has no name, or one that is no text, was never mounted.
+        _ if matches!(command, Command::Unmount) => return Ok(None),
+        Ok(_) => return Err(missing("volumename").into()),
+        Err(name) => {
+            let detail = format!("{name:?} is not UTF-8, and no volume can have that name");
+            return Err(Error::invalid("volumename", detail, "use letters, digits, '_', '.' and '-'").into());
         }
     };
+    let asked = Asked { name, options, id: None, tell };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| Error::os("cannot start", &e))?;
-    runtime.block_on(async {
-        tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
-            let detail = format!("plugin {driver:?} did not answer within {} s", patience.as_secs());
-            Err(Error::timeout("dvdcli", detail).into())
-        })
+    runtime.block_on(call(&Places::default(), &driver, command, &asked))
+}
+
+/// What the plugin answers to a command, in the time that a caller has.
+async fn call(places: &Places, driver: &str, command: Command, asked: &Asked) -> Result<Option<String>, Complaint> {
+    let patience = if matches!(command, Command::Unmount) { UNMOUNT_PATIENCE } else { PATIENCE };
+    tokio::time::timeout(patience, ask(places, driver, command, asked)).await.unwrap_or_else(|_| {
+        let detail = format!("plugin {driver:?} did not answer within {} s", patience.as_secs());
+        Err(Error::timeout("dvdcli", detail).into())
     })
+}
+
+async fn ask(places: &Places, driver: &str, command: Command, asked: &Asked) -> Result<Option<String>, Complaint> {
+    let plugin = verbs::activated(places, driver).await?;
+    match command {
+        Command::Create(_) => verbs::create(&plugin, asked).await.map(|()| None),
+        Command::Remove => verbs::remove(&plugin, asked).await.map(|()| None),
+        Command::Mount { explicitcreate, .. } => verbs::mount(&plugin, asked, explicitcreate.then_some("--explicitcreate")).await.map(Some),
+        Command::Unmount => verbs::unmount(&plugin, asked).await.map(|()| None),
+        Command::Path => verbs::path(&plugin, asked).await,
+        Command::Get => verbs::get(&plugin, asked).await.map(Some),
+        Command::List => verbs::list(&plugin).await.map(|names| (!names.is_empty()).then(|| names.join("\n"))),
+        Command::Version => Ok(None),
+    }
 }
 
 fn missing(flag: &str) -> Error {
@@ -185,7 +209,7 @@ mod tests {
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(std::iter::once(&NAME).chain(args))
+        Cli::try_parse_from(command_first(std::iter::once(&NAME).chain(args).map(OsString::from).collect()))
     }
 
     #[test]
@@ -197,8 +221,39 @@ mod tests {
     fn flags_may_stand_before_and_after_the_command() {
         for args in [["--volumedriver=d", "--volumename=v", "path"], ["path", "--volumedriver=d", "--volumename=v"]] {
             let cli = parse(&args).expect("good");
-            assert_eq!((cli.volumedriver.as_deref(), cli.volumename.as_deref()), (Some("d"), Some("v")), "{args:?}");
+            assert_eq!((cli.volumedriver.as_deref(), cli.volumename.as_deref()), (Some("d"), Some("v".as_ref())), "{args:?}");
         }
+    }
+
+    #[test]
+    fn a_command_s_own_flags_may_stand_before_it_and_on_both_sides_and_no_other_s() {
+        let args =
+            ["--volumeopts=size=5", "--explicitCreate", "--volumeopts", "fs=xfs", "--volumename", "create", "mount", "--volumeopts=uid=1"];
+        let Ok(Cli { command: Some(Command::Mount { options, explicitcreate: true }), volumename, .. }) = parse(&args) else {
+            panic!("no mount");
+        };
+        assert_eq!((options.volumeopts, volumename), (["size=5", "fs=xfs", "uid=1"].map(str::to_owned).to_vec(), Some("create".into())));
+        assert!(parse(&["--volumeopts=size=5", "unmount", "--volumename=v"]).is_err());
+        assert!(parse(&["--volumename", "v"]).expect("no command").command.is_none());
+        assert!(parse(&["--volumename"]).is_err());
+    }
+
+    /// A plugin that takes a call and never answers it. (The clock goes where it is waited for.)
+    #[tokio::test(start_paused = true)]
+    async fn a_plugin_that_hangs_is_given_up_while_mesos_still_listens_and_that_is_said_on_one_line() {
+        let folder = tempfile::tempdir().expect("tempdir");
+        let places = Places { sockets: folder.path().to_owned(), specs: Vec::new(), managed: folder.path().join("none") };
+        let listener = tokio::net::UnixListener::bind(folder.path().join("stuck.sock")).expect("bind");
+        let kept = tokio::spawn(async move { (listener.accept().await.expect("accept"), listener.accept().await.expect("accept")) });
+        let asked = Asked { name: "v".to_owned(), options: Vec::new(), id: None, tell };
+        for (command, least, most) in [("mount", 50, 60), ("unmount", 500, 600)] {
+            let command = parse(&[command]).ok().and_then(|cli| cli.command).expect("a command");
+            let begun = tokio::time::Instant::now();
+            let said = call(&places, "stuck", command, &asked).await.expect_err("no answer").to_string();
+            assert!((least..most).contains(&begun.elapsed().as_secs()), "Mesos gives up after {most} s: {:?}", begun.elapsed());
+            assert!(said.starts_with("timeout{dvdcli}") && said.contains("\"stuck\"") && said.lines().count() == 1, "{said}");
+        }
+        drop(kept.await.expect("it was called"));
     }
 
     #[test]
@@ -220,7 +275,7 @@ mod tests {
     #[test]
     fn a_flag_that_comes_twice_counts_as_it_came_last() {
         let cli = parse(&["get", "--volumename=a", "--volumename=b"]).expect("good");
-        assert_eq!(cli.volumename.as_deref(), Some("b"));
+        assert_eq!(cli.volumename.as_deref(), Some("b".as_ref()));
     }
 
     #[test]
