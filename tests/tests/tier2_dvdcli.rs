@@ -1,7 +1,9 @@
 //! dvdcli against our own daemon: what its users type, and what a Mesos agent executes.
 #![allow(clippy::expect_used)]
 
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
@@ -46,32 +48,66 @@ impl Bench {
     }
 
     /// As a Mesos agent executes it: an absolute path, nothing on stdin, pipes, `/`, a process group of its own, and the
-    /// agent's environment with three variables more.
-    fn spawn(&self, args: &[&str]) -> Child {
+    /// agent's environment, which may be a bare one, with three variables more.
+    fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
         let mut command = Command::new(&self.dvdcli);
         command.args(args).current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("DUNNAGE_PLUGIN_DIR", &self.node.plugins);
         command.envs([("LIBPROCESS_IP", "127.0.0.1"), ("LIBPROCESS_PORT", "0"), ("LIBPROCESS_MEMORY_PROFILING", "false")]);
-        command.env("DUNNAGE_PLUGIN_DIR", &self.node.plugins);
-        command.spawn().expect("it runs")
+        command
     }
 
-    fn run(&self, args: &[&str]) -> Ran {
-        let output = self.spawn(args).wait_with_output().expect("it ends");
-        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    fn spawn<A: AsRef<OsStr>>(&self, args: &[A]) -> Child {
+        self.command(args).spawn().expect("it runs")
+    }
+
+    fn run<A: AsRef<OsStr>>(&self, args: &[A]) -> Ran {
+        ran(self.spawn(args))
     }
 
     /// The same for one volume of our driver.
-    fn on(&self, volume: &str, command: &str, more: &[&str]) -> Ran {
-        let name = format!("--volumename={volume}");
-        let mut args = vec![command, "--volumedriver=dunnage", &name];
-        args.extend(more);
-        self.run(&args)
+    fn on(&self, volume: impl AsRef<OsStr>, command: &str, more: &[&str]) -> Ran {
+        ran(self.begin(volume, command, more))
+    }
+
+    fn begin(&self, volume: impl AsRef<OsStr>, command: &str, more: &[&str]) -> Child {
+        let mut name = OsString::from("--volumename=");
+        name.push(volume);
+        let mut args = [command, "--volumedriver=dunnage"].map(OsString::from).to_vec();
+        args.push(name);
+        args.extend(more.iter().map(OsString::from));
+        self.spawn(&args)
     }
 
     fn mountpoint(&self, volume: &str) -> String {
         self.node.mountpoint(volume).display().to_string()
     }
+}
+
+fn ran(child: Child) -> Ran {
+    let output = child.wait_with_output().expect("it ends");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// What a task may name a volume, and no volume can be called.
+fn impossible_names() -> Vec<OsString> {
+    let mut names: Vec<OsString> = ["a b/../c=d;$(id)", "a\nb", "../../etc", "", "-rf"].map(OsString::from).to_vec();
+    names.extend([129, 4096].map(|length| "x".repeat(length).into()));
+    names.push(OsStr::from_bytes(b"caf\xe9").to_owned());
+    names
+}
+
+/// Something that is done before a whole task of `sleep` is.
+#[track_caller]
+fn before_half_a_minute_is_over<T>(work: impl FnOnce() -> T) -> T {
+    let mut sleep = Command::new("sleep").arg("29").spawn().expect("sleep");
+    let outcome = work();
+    let slept = sleep.try_wait().expect("wait");
+    sleep.kill().expect("kill");
+    sleep.wait().expect("wait");
+    assert_eq!(slept, None, "it was waited for what does not come");
+    outcome
 }
 
 /// Every test, with each of the two.
@@ -102,9 +138,13 @@ with_both! {
     explicit_create_in_both_spellings_makes_nothing
     a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said
     a_driver_that_is_not_there_is_said_at_once_with_those_that_are
+    an_unmount_fails_when_nobody_can_say_whether_it_is_mounted
     who_is_killed_in_the_middle_of_a_mount_leaves_nothing_and_the_unmount_that_follows_works
     who_is_killed_while_the_volume_of_its_mount_is_made_leaves_nothing_either
     volumes_of_one_task_mount_in_parallel
+    when_one_mount_of_a_task_fails_all_of_them_are_unmounted_and_nothing_is_left
+    two_that_mount_one_name_at_the_same_time_have_one_volume_and_are_one_holder
+    what_nobody_can_be_told_is_a_failure_and_no_panic
     while_the_daemon_starts_anew_a_call_waits_for_it
 }
 
@@ -131,16 +171,16 @@ fn mesos_mounts_for_every_container_and_unmounts_once(program: Program) {
 fn an_unmount_of_what_was_never_mounted_or_never_made_or_has_no_possible_name_is_no_error(program: Program) {
     let bench = Bench::new(program);
     bench.node.cli(&["volume", "create", "idle"]).ok();
-    for name in ["idle", "never-made", "a b/../c=d;$(id)", "", "../../etc", &"x".repeat(4096)] {
-        let ran = bench.on(name, "unmount", &[]);
+    for name in impossible_names().into_iter().chain(["idle".into(), "never-made".into(), "x".repeat(128).into()]) {
+        let ran = bench.on(&name, "unmount", &[]);
         assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{name:?}: {}", ran.err);
     }
 }
 
 fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing(program: Program) {
     let bench = Bench::new(program);
-    for name in ["a b/../c=d;$(id)", "../../etc", "", "-rf"] {
-        let ran = bench.on(name, "mount", &[]);
+    for name in impossible_names() {
+        let ran = bench.on(&name, "mount", &[]);
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{name:?}");
         assert!(ran.err.starts_with("dvdcli: invalid_argument{") && ran.err.lines().count() == 1, "{}", ran.err);
     }
@@ -150,6 +190,9 @@ fn a_hostile_name_or_option_fails_with_the_reason_on_stderr_and_makes_nothing(pr
         assert!(ran.err.contains("invalid_argument"), "{option}: {}", ran.err);
     }
     assert_eq!(bench.node.cli(&["volume", "ls", "-q"]).ok(), "");
+    let longest = "x".repeat(128);
+    assert_eq!(bench.on(&longest, "mount", &["--volumeopts=size=16M"]).ok(), bench.mountpoint(&longest));
+    bench.on(&longest, "unmount", &[]).ok();
 }
 
 fn every_command_prints_what_the_old_one_printed(program: Program) {
@@ -173,7 +216,7 @@ fn every_command_prints_what_the_old_one_printed(program: Program) {
     for line in [format!("Binary: {}", program.path().display()), format!("SemVer: {}", env!("CARGO_PKG_VERSION"))] {
         assert!(version.lines().any(|said| said == line), "{line}: {version}");
     }
-    assert!(bench.run(&[]).ok().contains("Usage: dvdcli"));
+    assert!(bench.run::<&str>(&[]).ok().contains("Usage: dvdcli"));
 }
 
 fn explicit_create_in_both_spellings_makes_nothing(program: Program) {
@@ -199,10 +242,30 @@ fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said(program: 
 
 fn a_driver_that_is_not_there_is_said_at_once_with_those_that_are(program: Program) {
     let bench = Bench::new(program);
-    let ran = bench.run(&["mount", "--volumedriver=rexray", "--volumename=v"]);
+    let ran = before_half_a_minute_is_over(|| bench.run(&["mount", "--volumedriver=rexray", "--volumename=v"]));
     assert_eq!((ran.code, ran.out.as_str()), (1, ""));
     assert!(ran.err.contains("\"rexray\"") && ran.err.contains("rexray.sock") && ran.err.contains("dunnage"), "{}", ran.err);
     assert!(bench.run(&["mount", "--volumename=v"]).fails(1).contains("--volumedriver"));
+}
+
+/// Its mounts outlive it, and nobody else can say whether there are any.
+fn an_unmount_fails_when_nobody_can_say_whether_it_is_mounted(program: Program) {
+    let mut bench = Bench::new(program);
+    bench.on("v", "mount", &["--volumeopts=size=16M"]).ok();
+    // A socket that refuses, as of a daemon that was killed; and none, as of one that was stopped.
+    bench.node.kill();
+    let refused = before_half_a_minute_is_over(|| bench.on("v", "unmount", &[]).fails(1));
+    assert!(refused.contains("nothing answers on") && refused.contains("dunnage.sock") && refused.lines().count() == 1, "{refused}");
+    bench.node.start();
+    bench.node.stop();
+    assert!(!bench.node.socket().exists());
+    let absent = before_half_a_minute_is_over(|| bench.on("v", "unmount", &[]).fails(1));
+    assert!(absent.contains("there is no volume plugin \"dunnage\"") && absent.lines().count() == 1, "{absent}");
+    assert!(is_mounted(&bench.node.mountpoint("v")));
+    // What the agent's next start does.
+    bench.node.start();
+    bench.on("v", "unmount", &[]).ok();
+    bench.node.assert_nothing_left();
 }
 
 /// One whose pool lies on a store that can be brought to a halt.
@@ -296,6 +359,44 @@ fn volumes_of_one_task_mount_in_parallel(program: Program) {
         bench.run(&["unmount", "--volumedriver=dunnage", name]).ok();
     }
     bench.node.assert_nothing_left();
+}
+
+fn when_one_mount_of_a_task_fails_all_of_them_are_unmounted_and_nothing_is_left(program: Program) {
+    let bench = Bench::new(program);
+    let volumes = [("good", "size=16M"), ("bad", "size=1M"), ("worse name", "size=16M"), ("fine", "size=16M")];
+    let task = volumes.map(|(volume, option)| bench.begin(volume, "mount", &[&format!("--volumeopts={option}")]));
+    assert_eq!(task.map(|child| ran(child).code), [0, 1, 1, 0]);
+    for (volume, _) in volumes {
+        let ran = bench.on(volume, "unmount", &[]);
+        assert_eq!((ran.code, ran.out.as_str()), (0, ""), "{volume}: {}", ran.err);
+    }
+    bench.node.assert_nothing_left();
+    assert_eq!(bench.node.cli(&["volume", "ls", "-q"]).ok(), "fine\ngood");
+}
+
+fn two_that_mount_one_name_at_the_same_time_have_one_volume_and_are_one_holder(program: Program) {
+    let bench = Bench::new(program);
+    for round in 0..5 {
+        let volume = format!("v{round}");
+        let both = [(); 2].map(|()| bench.begin(&volume, "mount", &["--volumeopts=size=16M"]));
+        for child in both {
+            assert_eq!(ran(child).ok(), bench.mountpoint(&volume));
+        }
+        assert_eq!(bench.node.holders(&volume), [(None, 1, 0, 0)]);
+        bench.on(&volume, "unmount", &[]).ok();
+        assert_eq!(bench.node.holders(&volume), []);
+    }
+    bench.node.assert_nothing_left();
+}
+
+fn what_nobody_can_be_told_is_a_failure_and_no_panic(program: Program) {
+    let bench = Bench::new(program);
+    // `get` has an error to tell, and `list` has nothing.
+    for (asked, code) in [("version", 1), ("get", 1), ("list", 0)] {
+        let mut command = bench.command(&[asked, "--volumedriver=dunnage", "--volumename=none"]);
+        let nobody = || std::io::pipe().expect("a pipe").1;
+        assert_eq!(command.stdout(nobody()).stderr(nobody()).status().expect("it runs").code(), Some(code), "{asked}");
+    }
 }
 
 fn while_the_daemon_starts_anew_a_call_waits_for_it(program: Program) {
