@@ -63,11 +63,19 @@ fn a_new_volume_is_an_empty_folder_with_the_owner_and_the_mode_that_were_asked_f
 }
 
 #[test]
-fn a_size_below_what_a_filesystem_can_be_made_with_is_refused_with_the_smallest_and_nothing_is_made() {
+fn a_size_one_block_below_what_a_filesystem_is_made_with_is_refused_with_the_smallest_and_that_is_made() {
     let node = Node::started();
-    for (fs, least) in [("ext4", "16MiB"), ("xfs", "300MiB"), ("btrfs", "128MiB")] {
-        let said = node.plugin_err("VolumeDriver.Create", &json!({ "Name": "v", "Opts": { "fs": fs, "size": "15M" } }));
-        assert!(said.starts_with("invalid_argument{size}") && said.contains(least) && said.contains(fs), "{said}");
+    for (fs, least) in [("ext4", 16), ("xfs", 300), ("btrfs", 128)] {
+        let below = format!("{}K", least * 1024 - 4);
+        let said = node.plugin_err("VolumeDriver.Create", &json!({ "Name": fs, "Opts": { "fs": fs, "size": below } }));
+        assert!(said.starts_with("invalid_argument{size}") && said.contains(&format!("{fs}'s minimum of {least}MiB")), "{said}");
+        assert_eq!(std::fs::read_dir(node.pool()).expect("pool").count(), 0, "{below} of {fs}");
+        create(&node, fs, fs, &format!("{least}M"));
+        let path = node.mount(fs, "c1");
+        sh(&format!("echo {fs} > {}/x", path.display()));
+        node.unmount(fs, "c1");
+        assert_eq!(std::fs::metadata(node.image(fs)).expect("image").len(), least << 20);
+        node.plugin_ok("VolumeDriver.Remove", &json!({ "Name": fs }));
     }
     let said = node.plugin_err("VolumeDriver.Create", &json!({ "Name": "v", "Opts": { "fs": "reiser4" } }));
     assert!(said.starts_with("invalid_argument{fs}") && said.contains("fs=xfs"), "{said}");
