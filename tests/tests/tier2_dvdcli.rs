@@ -137,6 +137,7 @@ with_both! {
     every_command_prints_what_the_old_one_printed
     explicit_create_in_both_spellings_makes_nothing
     a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said
+    every_guarantee_that_a_volume_there_does_not_have_is_said_on_one_line_and_it_is_mounted
     a_driver_that_is_not_there_is_said_at_once_with_those_that_are
     an_unmount_fails_when_nobody_can_say_whether_it_is_mounted
     who_is_killed_in_the_middle_of_a_mount_leaves_nothing_and_the_unmount_that_follows_works
@@ -237,6 +238,47 @@ fn a_volume_that_is_there_is_mounted_as_it_is_and_what_differs_is_said(program: 
     let ran = bench.on("v", "mount", &["--volumeopts=size=5"]);
     assert_eq!((ran.code, ran.out.trim_end()), (0, bench.mountpoint("v").as_str()), "{}", ran.err);
     assert!(ran.err.contains("size=16MiB") && ran.err.contains("5GiB"), "{}", ran.err);
+    bench.on("v", "unmount", &[]).ok();
+}
+
+fn every_guarantee_that_a_volume_there_does_not_have_is_said_on_one_line_and_it_is_mounted(program: Program) {
+    let bench = Bench::new(program);
+    bench.on("v", "create", &["--volumeopts=size=16M,uid=5,labels=tier=gold"]).ok();
+    let mount = |options: &[&str]| {
+        let ran = bench.on("v", "mount", options);
+        assert_eq!((ran.code, ran.out.trim_end()), (0, bench.mountpoint("v").as_str()), "{}", ran.err);
+        ran.err
+    };
+    let said = mount(&[
+        "--volumeopts=size=16M,fs=xfs,ro=true,shared=true,thick=true,repl=3,uid=6,gid=7,mode=0700,preempt=never",
+        "--volumeopts=rootPath=/data",
+        "--volumeopts=mountOptions=noatime",
+        "--volumeopts=labels=tier=silver",
+        "--volumeopts=siez=5",
+        "--volumeopts=encrypted=true",
+    ]);
+    for differs in [
+        "fs=ext4, and not xfs",
+        "ro=false, and not true",
+        "shared=false, and not true",
+        "thick=false, and not true",
+        "repl=-, and not 3",
+        "uid=5, and not 6",
+        "gid=-, and not 7",
+        "mode=-, and not 0700",
+        "preempt=-, and not never",
+        "rootPath=-, and not /data",
+        "mountOptions=-, and not noatime",
+        "label tier=gold, and not silver",
+        "option \"siez\" is unknown",
+        "driver local cannot give encrypted=true",
+    ] {
+        assert!(said.contains(differs), "{differs}: {said}");
+    }
+    assert!(!said.contains("size=") && said.lines().count() == 1, "{said}");
+    // What is as asked, or usual and left open, is not worth a word.
+    let same = "--volumeopts=size=16M,fs=ext4,uid=5,gid=0,mode=755,ro=false,shared=no,thick=0,rootPath=/,labels=tier=gold";
+    assert_eq!(mount(&[same]), "");
     bench.on("v", "unmount", &[]).ok();
 }
 

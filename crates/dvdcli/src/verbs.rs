@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dunnage_model::{Error, HintPolicy, parse_name, parse_options};
+use dunnage_model::{Access, Bytes, Error, HintPolicy, PartialSpec, parse_name, parse_options};
 use serde_json::{Value, json};
 
 use crate::find::Places;
@@ -119,20 +119,60 @@ pub async fn list(plugin: &Plugin) -> Result<Vec<String>> {
 
 /// A volume that exists is mounted as it is, whatever is asked for. Where Dunnage tells what it is, what differs is said.
 fn tell_differences(volume: &Volume, asked: &Asked) {
-    let status = |key: &str| volume.status.as_ref()?.get(key)?.as_str().map(str::to_owned);
-    // What stands in the name counts above what stands beside it.
+    let Some(status) = volume.status.as_ref().filter(|status| status["holders"].is_array()) else { return };
+    let has = |key: &str| status.get(key).map(|has| has.as_str().map_or_else(|| has.to_string(), str::to_owned));
+    let mut differs = Vec::new();
+    // What stands in the name counts above what stands beside it. Each is read by itself: one that is wrong hides no other.
     let inside = parse_name(&asked.name).map(|name| name.options).unwrap_or_default();
     let beside = asked.options.iter().filter(|(key, _)| !inside.iter().any(|(k, _)| k.eq_ignore_ascii_case(key)));
-    let options = inside.iter().chain(beside).map(|(k, v)| (k.as_str(), v.as_str()));
-    let Ok(parsed) = parse_options(options, HintPolicy::Warn, "any") else { return };
-    let pairs = [("size", parsed.spec.size.map(|size| size.to_string())), ("fs", parsed.spec.fs.map(|fs| fs.to_string()))];
-    for (key, wanted) in pairs {
-        if let (Some(wanted), Some(has)) = (wanted, status(key))
-            && wanted != has
-        {
-            (asked.tell)(&format!("volume {:?} exists with {key}={has}, and not {wanted}: it is mounted as it is", asked.name));
+    let mut wanted = PartialSpec::default();
+    for (key, value) in inside.iter().chain(beside) {
+        match parse_options([(key.as_str(), value.as_str())], HintPolicy::Warn, status["driver"].as_str().unwrap_or_default()) {
+            Ok(parsed) => wanted = parsed.spec.over(&wanted),
+            Err(e) => differs.push(format!("{}: {}", e.detail, e.next)),
         }
     }
+    for (key, wanted, usual) in guarantees(&wanted) {
+        if let (Some(wanted), Some(has)) = (wanted, has(key))
+            && wanted != has
+            && !(has == LEFT_OPEN && wanted == usual)
+        {
+            differs.push(format!("{key}={has}, and not {wanted}"));
+        }
+    }
+    for (label, wanted) in &wanted.labels {
+        let has = status["labels"].get(label).and_then(Value::as_str).unwrap_or(LEFT_OPEN);
+        if has != wanted {
+            differs.push(format!("label {label}={has}, and not {wanted}"));
+        }
+    }
+    if !differs.is_empty() {
+        (asked.tell)(&format!("volume {:?} exists, and is mounted as it is: {}", asked.name, differs.join("; ")));
+    }
+}
+
+/// How Dunnage tells what nobody asked for at create.
+const LEFT_OPEN: &str = "-";
+
+/// What is asked for, under the names by which Dunnage tells it; and what a volume is when that was left open.
+fn guarantees(spec: &PartialSpec) -> [(&'static str, Option<String>, &'static str); 12] {
+    fn text(value: Option<impl ToString>) -> Option<String> {
+        value.map(|value| value.to_string())
+    }
+    [
+        ("size", text(spec.size.map(|size| size.round_up(4 * Bytes::KIB))), LEFT_OPEN),
+        ("fs", text(spec.fs), LEFT_OPEN),
+        ("ro", text(spec.access.map(|access| access == Access::ManyReaders)), "false"),
+        ("shared", text(spec.shared), "false"),
+        ("thick", text(spec.thick), "false"),
+        ("repl", text(spec.repl), LEFT_OPEN),
+        ("uid", text(spec.uid), "0"),
+        ("gid", text(spec.gid), "0"),
+        ("mode", text(spec.mode), "0755"),
+        ("preempt", text(spec.preempt), LEFT_OPEN),
+        ("rootPath", text(spec.root_path.as_ref()), "/"),
+        ("mountOptions", text(spec.mount_options.as_ref()), ""),
+    ]
 }
 
 #[cfg(test)]

@@ -20,12 +20,12 @@ use dunnage_driver::Reach;
 use dunnage_engine::{AdoptRequest, Call, CreateRequest, Engine, VolumeView};
 use dunnage_frontend_unix::{Connection, read_json};
 use dunnage_model::{
-    AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId,
+    Access, AskedName, Caller, DriverName, EndpointName, Error, Hint, HintPolicy, HolderKey, PartialSpec, RemoveAction, Result, VolumeId,
     parse_name, parse_wish,
 };
 use serde_json::json;
 
-use wire::{Answer, CreateBody, Each, MountBody, NameBody, Status, VolumeAnswer, VolumesAnswer, written};
+use wire::{Answer, CreateBody, Each, LeftOpen, MountBody, NameBody, Status, VolumeAnswer, VolumesAnswer, written};
 
 /// dockerd waits two minutes for a Create or a Mount; it is answered before it gives up.
 const LONG: Duration = Duration::from_secs(110);
@@ -169,17 +169,28 @@ impl Frontend {
     /// The volume as it is told. Whoever asks by a name with options in it is told that name: Docker knows it by no other.
     fn show<'a>(&'a self, view: &'a VolumeView, asked: Option<&'a str>) -> VolumeAnswer<'a> {
         let VolumeView { info, age, mountpoint, holders, .. } = view;
+        let spec = &info.spec;
         let status = Status {
             driver: info.id.driver.as_str(),
-            size: info.spec.shown_size(),
-            fs: info.spec.fs.as_str(),
+            size: spec.shown_size(),
+            fs: spec.fs.as_str(),
             state: view.state(),
             node: self.engine.node().as_str(),
             holders: holders.iter().map(ToString::to_string).collect(),
             age: format!("{age} s"),
             why: info.why.as_deref(),
-            labels: &info.spec.labels,
-            hints: &info.spec.hints,
+            labels: &spec.labels,
+            ro: spec.access == Access::ManyReaders,
+            shared: spec.access == Access::ManyWriters,
+            thick: spec.thick,
+            repl: LeftOpen(spec.repl),
+            uid: LeftOpen(spec.uid),
+            gid: LeftOpen(spec.gid),
+            mode: LeftOpen(spec.mode),
+            preempt: LeftOpen(spec.preempt),
+            root_path: LeftOpen(spec.root_path.as_ref()),
+            mount_options: LeftOpen(Some(&spec.mount_options).filter(|options| !options.is_empty())),
+            hints: &spec.hints,
         };
         VolumeAnswer {
             name: asked.unwrap_or(info.id.name.as_str()),

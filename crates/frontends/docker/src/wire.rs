@@ -1,10 +1,11 @@
 //! The plugin API's words, as moby's `volume/drivers` and Podman send and read them.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use dunnage_model::Error;
+use dunnage_model::{Error, Mode, MountOptions, Preempt, RootPath};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::json;
 
@@ -53,9 +54,34 @@ pub struct Status<'a> {
     pub why: Option<&'a str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: &'a BTreeMap<String, String>,
+    // What it was asked to be, by the words of the options: dvdcli tells by them what differs.
+    pub ro: bool,
+    pub shared: bool,
+    pub thick: bool,
+    pub repl: LeftOpen<u32>,
+    pub uid: LeftOpen<u32>,
+    pub gid: LeftOpen<u32>,
+    pub mode: LeftOpen<Mode>,
+    pub preempt: LeftOpen<Preempt>,
+    #[serde(rename = "rootPath")]
+    pub root_path: LeftOpen<&'a RootPath>,
+    #[serde(rename = "mountOptions")]
+    pub mount_options: LeftOpen<&'a MountOptions>,
     /// What was asked for and is not followed.
     #[serde(rename = "unheeded hints", skip_serializing_if = "BTreeMap::is_empty")]
     pub hints: &'a BTreeMap<String, String>,
+}
+
+/// A value, or `-` where none was asked for.
+pub struct LeftOpen<T>(pub Option<T>);
+
+impl<T: Display> Serialize for LeftOpen<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_str("-"),
+        }
+    }
 }
 
 #[derive(Serialize)]
