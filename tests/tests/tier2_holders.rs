@@ -50,7 +50,7 @@ fn holders_are_listed_and_a_person_lets_go_for_one_of_them() {
     let listed = node.cli(&["holder", "ls"]).ok();
     let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
     assert_eq!(rows.len(), 2, "{listed}");
-    assert_eq!(rows[0][..4], ["pg", "local", "docker", "alpha"], "{listed}");
+    assert_eq!(rows[0][..5], ["pg", "local", "plugin", "client", "alpha"], "{listed}");
     assert_eq!(node.cli(&["holder", "ls", "--gone"]).ok().lines().count(), 1, "none is gone");
 
     let refused = node.cli(&["holder", "release", "pg"]).fails(2);

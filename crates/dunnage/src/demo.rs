@@ -22,9 +22,10 @@ use crate::client::ask;
 use crate::config::Places;
 use crate::daemon;
 
-/// The volume of the story, and the ID that dockerd would give its container.
+/// The volume of the story, and the IDs that dockerd would give its containers.
 const VOLUME: &str = "pg";
-const CONTAINER: &str = "7f3a9c0de1b24c55a0f1";
+const CONTAINER: &str = "7f3a9c0de1b24c55a0f1e2d3c4b5a69788796a5b4c3d2e1f0f1e2d3c4b5a6978";
+const ANOTHER: &str = "0d1e2f3a4b5c69788796a5b4c3d2e1f01e2d3c4b5a6978877f3a9c0de1b24c55";
 
 /// `dunnage demo`
 pub fn run() -> Result<()> {
@@ -263,7 +264,7 @@ fn story(stage: &Stage) -> Result<()> {
     show(&format!("{} does not exist any more", path.display()));
 
     say("8. Another container asks for the same name. It is attached, checked, found to have data, and never formatted.");
-    let other = json!({ "Name": VOLUME, "ID": "another-container" });
+    let other = json!({ "Name": VOLUME, "ID": ANOTHER });
     stage.docker("Mount", &other)?;
     let read = std::fs::read_to_string(&file).map_err(os("cannot read the volume"))?;
     expect(read == "42 crates of oranges\n", "the data is not what was written")?;

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use dunnage_model::{Caller, CallerKind};
+use dunnage_model::Caller;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -30,7 +30,7 @@ fn id(driver: &str, name: &str) -> VolumeId {
 }
 
 fn holder(number: usize) -> Holder {
-    let caller = Caller { kind: CallerKind::Docker, id: Some(format!("{number:064x}")) };
+    let caller = Caller::of_plugin(Some(format!("{number:064x}")));
     Holder {
         key: HolderKey { endpoint: "dunnage".parse().expect("endpoint"), caller },
         count: 1,

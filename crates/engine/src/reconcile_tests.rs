@@ -1,7 +1,7 @@
 //! The table of what is done at start about what the ledger says and the kernel shows, row by row.
 
 use dunnage_host::DeviceNumber;
-use dunnage_model::{BootId, Caller, CallerKind, Holder, HolderKey, OperationId};
+use dunnage_model::{BootId, Caller, Holder, HolderKey, OperationId};
 use jiff::Timestamp;
 
 use super::*;
@@ -15,7 +15,7 @@ fn line(device: DeviceNumber) -> MountEntry {
 }
 
 fn holder(count: u32, provisional: u32, undecided: u32) -> Holder {
-    let caller = Caller { kind: CallerKind::Docker, id: Some("a".to_owned()) };
+    let caller = Caller::of_plugin(Some("a".to_owned()));
     Holder {
         key: HolderKey { endpoint: "dunnage".parse().expect("endpoint"), caller },
         count,

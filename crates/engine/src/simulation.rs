@@ -17,8 +17,8 @@ use std::sync::LazyLock;
 use dunnage_driver::Attached;
 use dunnage_host::{Detached, DeviceNumber, KnownFs, MountEntry, MountedAt, Probe, Process, Unmounted};
 use dunnage_model::{
-    BootId, Caller, CallerKind, EndpointName, Error, FsKind, Holder, HolderKey, OperationId, PartialSpec, RemoveAction, VolumeId,
-    VolumeInfo, VolumeSpec, VolumeState,
+    BootId, Caller, EndpointName, Error, FsKind, Holder, HolderKey, OperationId, PartialSpec, RemoveAction, VolumeId, VolumeInfo,
+    VolumeSpec, VolumeState,
 };
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -116,8 +116,7 @@ fn key(number: usize) -> &'static HolderKey {
     static ALL: LazyLock<Vec<HolderKey>> = LazyLock::new(|| {
         // The last one sends no ID.
         let ids = (0..KEYS).map(|number| (number + 1 < KEYS).then(|| format!("c{number}")));
-        let kind = |id: &Option<String>| if id.is_some() { CallerKind::Docker } else { CallerKind::Plain };
-        ids.map(|id| HolderKey { endpoint: endpoint().clone(), caller: Caller { kind: kind(&id), id } }).collect()
+        ids.map(|id| HolderKey { endpoint: endpoint().clone(), caller: Caller::of_plugin(id) }).collect()
     });
     &ALL[number]
 }

@@ -469,7 +469,7 @@ mod a_held_volume {
         hold(&engine, "pg", &docker("7f")).await;
         let error = error(engine.remove(&call(&engine), &volume("pg")).await);
         let Kind::InUse { holders, node } = &error.kind else { panic!("{error}") };
-        assert!(holders.len() == 1 && holders[0].contains("docker 7f"), "{holders:?}");
+        assert!(holders.len() == 1 && holders[0].contains("plugin client 7f"), "{holders:?}");
         assert_eq!(node, "n1");
         assert_eq!(machine.fake.mounted(), [machine.path("pg")]);
         assert!(machine.image("pg").exists());

@@ -26,7 +26,7 @@ impl Witness for Docker {
         self.0.lock().expect("lock").is_some()
     }
     fn speaks_of(&self, caller: &Caller) -> bool {
-        caller.kind == CallerKind::Docker
+        caller.kind == CallerKind::PluginClient // the IDs are short here
     }
     async fn uses(&self) -> Result<Vec<Use>> {
         self.0.lock().expect("lock").clone().expect("only asked when it is there")

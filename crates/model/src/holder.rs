@@ -12,12 +12,14 @@ use crate::{EndpointName, PublishMode};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CallerKind {
-    /// A Docker volume plugin client that sends an ID of its own making: dockerd.
+    /// A Docker volume plugin client that sends an ID as dockerd makes them.
     Docker,
     /// A Docker volume plugin client that sends Podman's one ID.
     Podman,
     /// The isolator module of a Mesos agent, for a container.
     Mesos,
+    /// A Docker volume plugin client that sends an ID of another form.
+    PluginClient,
     /// A Docker volume plugin client that sends none: dvdcli and what is like it.
     Plain,
     /// A person or a script at the command line.
@@ -34,6 +36,7 @@ impl fmt::Display for CallerKind {
             CallerKind::Docker => "docker",
             CallerKind::Podman => "podman",
             CallerKind::Mesos => "mesos",
+            CallerKind::PluginClient => "plugin client",
             CallerKind::Plain => "plugin client without an ID",
             CallerKind::Cli => "command line",
             CallerKind::CliDevice => "command line, the device alone",
@@ -71,7 +74,8 @@ impl Caller {
             None => CallerKind::Plain,
             Some(Caller::PODMAN_ID) => CallerKind::Podman,
             Some(id) if id.starts_with(Caller::MESOS) => CallerKind::Mesos,
-            Some(_) => CallerKind::Docker,
+            Some(id) if is_dockerds(id) => CallerKind::Docker,
+            Some(_) => CallerKind::PluginClient,
         };
         Caller { kind, id }
     }
@@ -98,7 +102,12 @@ impl Caller {
     }
 }
 
-/// A caller as a ledger has it. What an older version took for dockerd may be Podman, which has to find its hold again.
+/// An ID as dockerd makes them, one for each mount of a container.
+fn is_dockerds(id: &str) -> bool {
+    id.len() == 64 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// A caller as a ledger has it. What an older version took for dockerd may be another, which has to find its hold again.
 #[derive(Deserialize)]
 struct WrittenCaller {
     kind: CallerKind,
@@ -199,21 +208,25 @@ mod tests {
         assert_eq!(kind(Some(Caller::PODMAN_ID)), CallerKind::Podman);
         assert_eq!(kind(Some(&"7f".repeat(32))), CallerKind::Docker);
         assert_eq!(kind(Some("mesos-0a1b.2c3d")), CallerKind::Mesos);
+        for other in ["c1", &"7f".repeat(31), &"7F".repeat(32), &"7g".repeat(32), &"7f".repeat(33)] {
+            assert_eq!(kind(Some(other)), CallerKind::PluginClient, "{other}");
+        }
     }
 
     #[test]
     fn a_holder_is_written_and_read_again() {
-        for id in [None, Some(Caller::PODMAN_ID), Some("7f")] {
+        for id in [None, Some(Caller::PODMAN_ID), Some("7f"), Some(&"7f".repeat(32))] {
             let key = HolderKey { endpoint: "dunnage".parse().expect("a name"), caller: Caller::of_plugin(id.map(str::to_owned)) };
             assert_eq!(read(&serde_json::to_string(&key).expect("json")), key);
         }
     }
 
     #[test]
-    fn a_podman_that_an_older_version_took_for_dockerd_is_the_podman_that_calls_now() {
-        let written = format!(r#"{{"endpoint":"dunnage","kind":"docker","id":"{}"}}"#, Caller::PODMAN_ID);
-        assert_eq!(read(&written).caller, Caller::of_plugin(Some(Caller::PODMAN_ID.to_owned())));
-        assert_eq!(read(r#"{"endpoint":"dunnage","kind":"docker","id":"7f"}"#).caller.kind, CallerKind::Docker);
+    fn who_was_taken_for_dockerd_by_an_older_version_is_the_one_that_calls_now() {
+        for id in [Caller::PODMAN_ID, "c1", &"7f".repeat(32)] {
+            let written = format!(r#"{{"endpoint":"dunnage","kind":"docker","id":"{id}"}}"#);
+            assert_eq!(read(&written).caller, Caller::of_plugin(Some(id.to_owned())));
+        }
     }
 
     #[test]
@@ -237,6 +250,7 @@ mod tests {
             HolderKey { endpoint: "dunnage".parse().expect("a name"), caller: Caller::of_plugin(Some(id.to_owned())) }.to_string()
         };
         assert_eq!(shown(Caller::PODMAN_ID), "podman (endpoint dunnage)");
-        assert_eq!(shown("7f0123456789abcdef"), "docker 7f0123456789 (endpoint dunnage)");
+        assert_eq!(shown("7f0123456789abcdef"), "plugin client 7f0123456789 (endpoint dunnage)");
+        assert_eq!(shown(&"7f".repeat(32)), "docker 7f7f7f7f7f7f (endpoint dunnage)");
     }
 }

@@ -447,7 +447,7 @@ pub fn endpoint() -> EndpointName {
 
 /// A dockerd's hold.
 pub fn docker(id: &str) -> HolderKey {
-    HolderKey { endpoint: endpoint(), caller: Caller { kind: CallerKind::Docker, id: Some(id.to_owned()) } }
+    HolderKey { endpoint: endpoint(), caller: Caller::of_plugin(Some(id.to_owned())) }
 }
 
 /// The hold of a caller without an ID: dvdcli.
