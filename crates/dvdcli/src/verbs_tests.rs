@@ -126,6 +126,26 @@ async fn a_mount_creates_where_a_plugin_says_in_its_own_words_that_there_is_none
     assert_eq!(stub.calls(), calls);
 }
 
+thread_local! {
+    static TOLD: std::cell::RefCell<Vec<String>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+#[tokio::test]
+async fn what_another_s_volume_differs_in_is_not_said_for_its_options_are_its_own() {
+    let machine = Machine::new();
+    let there = |status: Value| {
+        Stub::new(move |call, _| match call {
+            "Activate" => ok(json!({ "Implements": ["VolumeDriver"] })),
+            "Get" => ok(json!({ "Volume": { "Name": "x", "Status": status } })),
+            _ => ok(json!({ "Mountpoint": "/mnt/x" })),
+        })
+    };
+    let asked = Asked { tell: |line| TOLD.with_borrow_mut(|told| told.push(line.to_owned())), ..asked("size=5,name=x") };
+    let plugin = machine.plugin(&there(json!({ "size": "16MiB", "fs": "xfs" }))).await;
+    assert_eq!(mount(&plugin, &asked, None).await, Ok("/mnt/x".to_owned()));
+    assert_eq!(TOLD.take(), [""; 0]);
+}
+
 #[tokio::test]
 async fn a_mount_creates_nothing_where_the_platform_does_not_answer() {
     let machine = Machine::new();
