@@ -1,5 +1,5 @@
 //! Nodes that take volumes from each other, on a platform that is slow, loses answers, and hears of fences late; with crashes,
-//! power cuts, frozen nodes, cut cables and clocks that run at paces of their own.
+//! power cuts, frozen nodes, cut cables and clocks that begin anywhere and run at paces of their own.
 //!
 //! The moves and the observers are the real ones. The platform is a few variables: records with compare-and-set, who has a volume
 //! open, a map of who is fenced of which every volume has heard up to some point, and writes that are on their way. Tasks write
@@ -147,6 +147,8 @@ struct Node {
     cut_off_until: Time,
     /// How fast its clock runs, in per mille.
     pace: u64,
+    /// Where its clock began: another one's tells nobody anything.
+    origin: Time,
     jobs: BTreeMap<usize, Job>,
     /// The kernel's truth: what is mounted, by which client, and as which of all mounts of the volume.
     mounted: BTreeMap<usize, (Client, u64)>,
@@ -200,17 +202,20 @@ struct Sim {
 /// How long the platform shows a client that has died.
 const WATCH: Time = 30_000;
 const LEASE: Time = 15_000;
+/// By how much the clocks of two nodes, or of two runs of one, may differ.
+const JUMP: Time = 10 * 24 * 3600 * 1000;
 
 impl Sim {
     fn new(seed: u64, nodes: usize, volumes: usize, mistake: Mistake) -> Sim {
         let mut chance = Chance(seed);
-        let node = |pace| Node {
+        let node = |pace, origin| Node {
             on: true,
             boot: 0,
             life: 0,
             frozen_until: 0,
             cut_off_until: 0,
             pace,
+            origin,
             jobs: BTreeMap::new(),
             mounted: BTreeMap::new(),
             counter: 0,
@@ -219,7 +224,7 @@ impl Sim {
             observers: BTreeMap::new(),
             seen: BTreeMap::new(),
         };
-        let nodes: Vec<Node> = (0..nodes).map(|_| node(980 + chance.time(41))).collect();
+        let nodes: Vec<Node> = (0..nodes).map(|_| node(980 + chance.time(41), chance.time(JUMP))).collect();
         let policy = |n: usize| if n % 3 == 2 { Preempt::Always } else { Preempt::IfDead };
         let volume = |n| Volume { found: None, open: BTreeMap::new(), heard: 0, read: 0, policy: policy(n), wanted_on: None };
         let (queue, events) = (BinaryHeap::new(), BTreeMap::new());
@@ -261,7 +266,7 @@ impl Sim {
 
     /// The node's own clock.
     fn clock(&self, node: usize, time: Time) -> Duration {
-        Duration::from_millis(time * self.nodes[node].pace / 1000)
+        Duration::from_millis(self.nodes[node].origin + time * self.nodes[node].pace / 1000)
     }
 
     fn owner(&self, node: usize) -> Owner {
@@ -574,6 +579,7 @@ impl Sim {
         if reboot {
             self.nodes[node].on = true;
             self.nodes[node].boot += 1;
+            self.nodes[node].origin = self.chance.time(JUMP);
         } else if !self.nodes[node].on {
             return;
         }
