@@ -182,8 +182,12 @@ fn a_volume_of_ceph_is_made_mounted_found_again_by_the_next_daemon_and_removed()
     let mut a = ceph.node("a", "");
     let capabilities = a.plugin_ok("VolumeDriver.Capabilities", &json!({}));
     assert_eq!(capabilities["Capabilities"]["Scope"], "global");
-    create(&a, "pg");
+    a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "labels": "tier=gold" } }));
     assert_eq!(ceph.command("rbd", &["ls", POOL]).ok(), "pg");
+    let labels = ceph.pool().image_labels("pg").expect("asked").expect("it is there").into_iter();
+    let wanted =
+        [("endpoint", "pxd"), ("label.tier", "gold"), ("volume", "pg")].map(|(key, value)| (format!("dunnage.{key}"), value.to_owned()));
+    assert_eq!(labels.collect::<Vec<_>>(), wanted);
     assert!(a.carriers().is_empty(), "it is made, and nobody uses it");
     let path = a.mount("pg", "c1");
     assert_eq!(sh(&format!("ls -A {}", path.display())), "", "a new volume is empty");

@@ -26,8 +26,8 @@ use crate::node::{self, GiveSign, ReadSign};
 use crate::process::DEVICE;
 use crate::start::{Start, Started, Way};
 use crate::tasks::{
-    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LengthenImage, ListImages,
-    ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
+    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LabelImage, LengthenImage,
+    ListImages, ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
     WatchersById,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
@@ -522,6 +522,8 @@ impl Provision for Ceph {
         let create = CreateImage { place: self.place(&stored.pool), name: stored.unfinished(), size: stored.volume.spec.size };
         // One that is there already is this volume's own: no other has its number.
         self.ask(name, create).await?;
+        let label = LabelImage { place: self.place(&stored.pool), name: stored.unfinished(), labels: stored.labels() };
+        self.ask(name, label).await?;
         self.refuse_data_pool(name, &stored.pool, &stored.unfinished()).await?;
         // Through the process that carries it, the platform itself says that nothing was ever written: no device can.
         // (The kernel's own client says it to nobody.)

@@ -242,37 +242,18 @@ impl Pool {
         self.looked_at(name, Image::labels)
     }
 
-    /// One of an image's labels.
+    /// Sets labels.
     ///
     /// # Errors
     /// `not_found` without such an image.
-    pub fn image_label(&self, name: &str, key: &str) -> Result<Option<String>> {
-        self.opened(name, Mode::ReadOnly)?.label(key)
-    }
-
-    /// Sets a label.
-    ///
-    /// # Errors
-    /// `not_found` without such an image.
-    pub fn set_image_label(&self, name: &str, key: &str, value: &str) -> Result<()> {
-        let (key, value) = (text("label", key)?, text("label", value)?);
+    pub fn label_image(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<()> {
         let image = self.open_image(name)?;
-        // SAFETY: an open image and two strings.
-        image.done("label", unsafe { (image.api.rbd_metadata_set)(image.raw, key.as_ptr(), value.as_ptr()) })
-    }
-
-    /// Removes a label; `false`: it was not there.
-    ///
-    /// # Errors
-    /// `not_found` without such an image.
-    pub fn remove_image_label(&self, name: &str, key: &str) -> Result<bool> {
-        let key = text("label", key)?;
-        let image = self.open_image(name)?;
-        // SAFETY: an open image and a string.
-        match unsafe { (image.api.rbd_metadata_remove)(image.raw, key.as_ptr()) } {
-            code if code == -libc::ENOENT => Ok(false),
-            code => image.done("take a label from", code).map(|()| true),
+        for (key, value) in labels {
+            let (key, value) = (text("label", key.as_str())?, text("label", value.as_str())?);
+            // SAFETY: an open image and two strings.
+            image.done("label", unsafe { (image.api.rbd_metadata_set)(image.raw, key.as_ptr(), value.as_ptr()) })?;
         }
+        Ok(())
     }
 
     /// Opens an image for writing. As long as it is open we are one of its watchers.
@@ -441,25 +422,6 @@ impl Image {
             // SAFETY: librbd made their strings.
             unsafe { (self.api.rbd_watchers_list_cleanup)(found.as_mut_ptr(), count) };
             return watchers;
-        }
-    }
-
-    fn label(&self, key: &str) -> Result<Option<String>> {
-        let key = text("label", key)?;
-        let mut value = vec![0_u8; 4096];
-        loop {
-            let mut length = value.len();
-            // SAFETY: an open image, a string, and a buffer of that length.
-            let code = unsafe { (self.api.rbd_metadata_get)(self.raw, key.as_ptr(), value.as_mut_ptr().cast::<c_char>(), &raw mut length) };
-            if code == -libc::ENOENT {
-                return Ok(None);
-            }
-            if code == -libc::ERANGE {
-                value.resize(more(value.len(), length)?, 0);
-                continue;
-            }
-            self.done("read a label of", code)?;
-            return Ok(value.split(|byte| *byte == 0).next().map(|value| String::from_utf8_lossy(value).into_owned()));
         }
     }
 

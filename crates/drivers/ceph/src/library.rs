@@ -172,9 +172,7 @@ functions! {
     rbd_flush(RawImage) -> c_int;
     rbd_watchers_list(RawImage, *mut RawWatcher, *mut usize) -> c_int;
     rbd_watchers_list_cleanup(*mut RawWatcher, usize);
-    rbd_metadata_get(RawImage, *const c_char, *mut c_char, *mut usize) -> c_int;
     rbd_metadata_set(RawImage, *const c_char, *const c_char) -> c_int;
-    rbd_metadata_remove(RawImage, *const c_char) -> c_int;
     rbd_metadata_list(RawImage, *const c_char, u64, *mut c_char, *mut usize, *mut c_char, *mut usize) -> c_int;
 }
 

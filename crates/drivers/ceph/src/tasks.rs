@@ -5,6 +5,7 @@
 //! fails. The next task makes another one, which is another client to the cluster.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dunnage_host::Space;
@@ -23,6 +24,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<RemoveRecord>()
         .with::<CreateImage>()
         .with::<ListImages>()
+        .with::<LabelImage>()
         .with::<StatImage>()
         .with::<RemoveImage>()
         .with::<RenameImage>()
@@ -176,6 +178,16 @@ task! {
         /// How long it is to be.
         size: Bytes
     } -> bool, pool => pool.create_image(&name, size)
+}
+
+task! {
+    /// [`Pool::label_image`].
+    LabelImage, "ceph.label-image", {
+        /// Its name.
+        name: String,
+        /// The labels.
+        labels: BTreeMap<String, String>
+    } -> (), pool => pool.label_image(&name, &labels)
 }
 
 task! {

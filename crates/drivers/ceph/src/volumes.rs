@@ -1,6 +1,8 @@
 //! What stands in the pool of a volume: an object of its name, with what it is, where its image is, and who owns it. One object,
 //! so that one comparison guards all of it; and a set with all names, for lists.
 
+use std::collections::BTreeMap;
+
 use dunnage_driver::{NewVolume, Phase, VolumeRecord};
 use dunnage_host::helpers::Task;
 use dunnage_model::{Error, OwnerRecord, OwnerState, Result, VolumeName};
@@ -80,6 +82,13 @@ impl Stored {
             Phase::Never | Phase::Formatting { .. } if !self.adopting => self.unfinished(),
             _ => self.finished(),
         }
+    }
+
+    /// What its image says to people who look at it with Ceph's own tools. Nothing is decided by it: `rbd cp` copies it.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let VolumeRecord { name, endpoint, spec, .. } = &self.volume;
+        let own = [("volume", name.to_string()), ("endpoint", endpoint.to_string())].map(|(key, value)| (format!("dunnage.{key}"), value));
+        own.into_iter().chain(spec.labels.iter().map(|(key, value)| (format!("dunnage.label.{key}"), value.clone()))).collect()
     }
 
     /// The name of its image when it is whole.
