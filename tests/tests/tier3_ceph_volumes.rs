@@ -476,6 +476,13 @@ fn copies_that_no_pool_keeps_are_refused_and_those_that_one_keeps_are_had() {
     let mut a = ceph.node("a", "");
     let said = a.plugin_err("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "repl": "3" } }));
     assert!(said.contains("repl") && said.contains("rbd keeps 1"), "{said}");
+    // One copy is what somebody wants who has one disk; one of two that is enough is not.
+    let warned = |node: &Node| node.cli(&["driver", "ls"]).err;
+    assert!(!warned(&a).contains("min_size"), "{}", warned(&a));
+    ceph.ceph(&["osd", "pool", "set", POOL, "size", "2"]).ok();
+    ceph.ceph(&["osd", "pool", "set", POOL, "min_size", "1"]).ok();
+    assert!(warned(&a).contains("ceph osd pool set rbd min_size 2"), "{}", warned(&a));
+    ceph.ceph(&["osd", "pool", "set", POOL, "size", "1", "--yes-i-really-mean-it"]).ok();
     a.plugin_ok("VolumeDriver.Create", &json!({ "Name": "pg", "Opts": { "repl": "1" } }));
     remove(&a, "pg");
     assert_eq!(left_in(&ceph), [""; 0]);

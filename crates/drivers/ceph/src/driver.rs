@@ -26,9 +26,9 @@ use crate::node::{self, GiveSign, ReadSign};
 use crate::process::DEVICE;
 use crate::start::{Start, Started, Way};
 use crate::tasks::{
-    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LabelImage, LengthenImage,
-    ListImages, ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf, StatImage, SwapRecord,
-    WatchersById,
+    AddName, Barrier, Blocklist, CopiesOf, CreateImage, CreateRecord, ImageId, ImageUsed, ImageWatchers, LabelImage, LeastCopiesOf,
+    LengthenImage, ListImages, ListNames, MakePool, Place, ReadRecord, RemoveImage, RemoveName, RemoveRecord, RenameImage, SpaceOf,
+    StatImage, SwapRecord, WatchersById,
 };
 use crate::volumes::{NAMES, ReadAll, Stored, oid};
 use crate::{Access, ClientAddress, features};
@@ -440,8 +440,18 @@ impl Driver for Ceph {
         let shown = format!("pool {} ({})", place.pool, place.access.conf.display());
         let space = run(&*self.cluster, &SpaceOf { place: place.clone() }).await?;
         let (volumes, _) = run(&*self.cluster, &ReadAll { place }).await?;
+        let mut warnings = Vec::new();
+        for pool in &self.settings.pools {
+            let place = self.place(pool);
+            let copies = run(&*self.cluster, &CopiesOf { place: place.clone() }).await?;
+            if copies > 1 && run(&*self.cluster, &LeastCopiesOf { place }).await? < 2 {
+                warnings.push(format!(
+                    "pool {pool} acknowledges what is on one disk alone (min_size 1 of {copies}): 'ceph osd pool set {pool} min_size 2'"
+                ));
+            }
+        }
         let promised = volumes.iter().fold(0_u64, |sum, stored| sum.saturating_add(stored.volume.spec.size.0));
-        Ok(Capacity { place: shown, space, promised: Bytes(promised), reserve: Bytes(0), warnings: Vec::new() })
+        Ok(Capacity { place: shown, space, promised: Bytes(promised), reserve: Bytes(0), warnings })
     }
 
     async fn spent(&self, name: &VolumeName) -> Result<Option<Bytes>> {

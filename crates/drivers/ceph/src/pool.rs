@@ -315,6 +315,18 @@ impl Pool {
         Ok(self.setting::<Copies>("size")?.size)
     }
 
+    /// How many of them must be there before a write is acknowledged (its `min_size`).
+    ///
+    /// # Errors
+    /// `platform_unavailable` without an answer in time.
+    pub fn least_copies(&self) -> Result<u32> {
+        #[derive(Deserialize)]
+        struct Least {
+            min_size: u32,
+        }
+        Ok(self.setting::<Least>("min_size")?.min_size)
+    }
+
     /// How full it is, as the cluster's manager has counted it; without one all is 0.
     ///
     /// # Errors

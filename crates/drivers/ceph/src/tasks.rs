@@ -39,6 +39,7 @@ pub fn tasks(registry: Registry) -> Registry {
         .with::<crate::volumes::ReadAll>()
         .with::<crate::driver::LookInto>()
         .with::<CopiesOf>()
+        .with::<LeastCopiesOf>()
         .with::<MakePool>()
         .with::<SpaceOf>()
         .with::<crate::carrier::Look>()
@@ -262,6 +263,11 @@ task! {
 task! {
     /// [`Pool::copies`].
     CopiesOf, "ceph.copies", {} -> u32, pool => pool.copies()
+}
+
+task! {
+    /// [`Pool::least_copies`].
+    LeastCopiesOf, "ceph.least-copies", {} -> u32, pool => pool.least_copies()
 }
 
 task! {
