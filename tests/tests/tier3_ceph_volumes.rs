@@ -463,8 +463,15 @@ fn what_is_wrong_with_the_way_to_the_cluster_is_named_with_what_to_do() {
         for part in parts {
             assert!(said.contains(part), "{part:?} is missing in: {said}");
         }
+        // Law 7: it is no proof that there is no such volume.
+        let unknown = a.plugin_err("VolumeDriver.Get", &json!({ "Name": "old" }));
+        assert!(!unknown.starts_with("not_found") && unknown.contains(parts[0]), "{unknown}");
+        assert!(a.cli(&["volume", "ls"]).err.contains("has not listed its volumes yet"));
         a.stop();
     };
+    let key = ceph.folder.join("another.keyring");
+    sh(&format!("ceph-authtool --create-keyring {} --name client.{USER} --gen-key", key.display()));
+    refused(&key.display().to_string(), &ceph.keyring().display().to_string(), &["client.dunnage", "profile rbd"]);
     refused("user: nobody", "user: dunnage", &["client.nobody", "profile rbd"]);
     refused("pool: elsewhere", &format!("pool: {POOL}"), &["no pool \"elsewhere\"", "ceph osd pool create"]);
     refused("/nowhere/ceph.conf", &ceph.conf().display().to_string(), &["there is no /nowhere/ceph.conf"]);

@@ -112,7 +112,9 @@ impl Ceph {
     async fn find(&self, name: &VolumeName) -> Result<Option<Found>> {
         let (place, oid) = (self.home(), oid(name));
         let what = format!("object {oid} of pool {}", place.pool);
-        let Some(found) = self.ask(name, ReadRecord { place, oid }).await? else { return Ok(None) };
+        // Where there is no pool, or no way to it, nobody knows which volumes there are.
+        let unknown = |e: Error| if e.kind == Kind::NotFound { Error { kind: Kind::PlatformUnavailable, ..e } } else { e };
+        let Some(found) = self.ask(name, ReadRecord { place, oid }).await.map_err(unknown)? else { return Ok(None) };
         let stored = Stored::parse(&found.data, &what).map_err(|e| e.of(name))?;
         Ok(Some(Found { revision: found.revision, stored }))
     }
