@@ -8,7 +8,6 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dunnage_dvdcli::Places;
 use dunnage_frontend_mesos::{Bind, Isolator, Settings};
@@ -18,8 +17,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-/// How often what could not be let go of is tried again.
-const RETRY: Duration = Duration::from_secs(5);
 /// What is run in a container's namespace.
 const BINARY: &str = "/usr/local/bin/dunnage";
 
@@ -86,19 +83,12 @@ fn new(parameters: &str) -> Result<Handle, String> {
     let isolator = Arc::new(Isolator::new(settings).map_err(|e| e.to_string())?);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("cannot start: {e}"))?;
     let (handle, stop) = (runtime.handle().clone(), Arc::new(Notify::new()));
-    let (again, stopped) = (isolator.clone(), stop.clone());
+    let (tended, stopped) = (isolator.clone(), stop.clone());
     let work = move || {
         runtime.block_on(async {
-            let retry = async {
-                loop {
-                    tokio::time::sleep(RETRY).await;
-                    // A panic there is this round's alone.
-                    let _ = AssertUnwindSafe(again.retry()).catch_unwind().await;
-                }
-            };
             tokio::select! {
                 () = stopped.notified() => {}
-                () = retry => {}
+                () = tended.tend() => {}
             }
         });
     };

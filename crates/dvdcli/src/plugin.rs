@@ -19,6 +19,7 @@ const RESTART: Duration = Duration::from_secs(2);
 pub struct Plugin {
     address: Address,
     scope: Option<Scope>,
+    patience: Option<Duration>,
 }
 
 /// What is said to who called, on one line.
@@ -110,7 +111,13 @@ pub struct Said {
 impl Plugin {
     /// One that was found. Nothing is asked of it yet.
     pub fn new(Found { address, scope }: Found) -> Self {
-        Plugin { address, scope }
+        Plugin { address, scope, patience: None }
+    }
+
+    /// What only reads is waited for no longer than this.
+    #[must_use]
+    pub fn patient_for(self, patience: Duration) -> Self {
+        Plugin { patience: Some(patience), ..self }
     }
 
     /// The path on this host of one that it told; an empty one is none.
@@ -124,9 +131,22 @@ impl Plugin {
         self.ask(&format!("/VolumeDriver.{call}"), body).await
     }
 
+    /// A call that changes nothing.
+    pub async fn read(&self, call: &str, body: Value) -> Result<Said, Failure> {
+        self.soon(self.call(call, body)).await
+    }
+
+    async fn soon<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let Some(patience) = self.patience else { return work.await };
+        tokio::time::timeout(patience, work).await.unwrap_or_else(|_| {
+            let detail = format!("{} does not answer within {} s", self.address, patience.as_secs());
+            Err(Failure::Lost(Error::unavailable(detail, "look whether the daemon runs ('dunnage status')")))
+        })
+    }
+
     /// That it is a volume plugin at all.
     pub async fn activate(&self) -> Result<(), Failure> {
-        let said = self.ask("/Plugin.Activate", json!({})).await?;
+        let said = self.soon(self.ask("/Plugin.Activate", json!({}))).await?;
         if said.implements.iter().any(|what| what == "VolumeDriver") {
             return Ok(());
         }

@@ -39,7 +39,7 @@ pub async fn activated(places: &Places, driver: &str) -> Result<Plugin> {
 }
 
 async fn look(plugin: &Plugin, asked: &Asked) -> Result<Volume, Failure> {
-    let said = plugin.call("Get", asked.named()).await?;
+    let said = plugin.read("Get", asked.named()).await?;
     said.volume.ok_or_else(|| Failure::Refused(format!("no such volume: {}", asked.name)))
 }
 

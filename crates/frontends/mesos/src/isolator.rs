@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,16 +17,21 @@ use std::time::Duration;
 use dunnage_dvdcli::{Address, Asked, Complaint, Places, Plugin};
 use dunnage_model::{Caller, Error, Kind, Result};
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::slots::{Slot, slots};
 
 /// An agent throws away a container that takes more than a minute, with all of its volumes.
 const MOUNT: Duration = Duration::from_secs(55);
-/// How soon a daemon must say that it is one.
-const HELLO: Duration = Duration::from_secs(5);
-/// What an unmount may take before it is left to [`Isolator::retry`].
+/// How soon a daemon must say that it is one, and what it knows of a volume.
+const READ: Duration = Duration::from_secs(5);
+/// What an unmount may take before it is tried again.
 const UNMOUNT: Duration = Duration::from_secs(30);
+/// How often what could not be let go of is tried again.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// Beneath these a task that has no image of its own may have a volume: whatever lies there, no program of the host trusts it.
 pub const FOLDERS: [&str; 6] = ["/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/data"];
@@ -99,6 +105,8 @@ pub struct Isolator {
     turns: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// Why what could not be let go of, of which container.
     told: Mutex<BTreeMap<(String, Held), String>>,
+    /// Something was left to be let go of.
+    bell: Notify,
 }
 
 impl Isolator {
@@ -109,7 +117,7 @@ impl Isolator {
     pub fn new(settings: Settings) -> Result<Isolator> {
         let what = format!("cannot make {}", settings.folder.display());
         DirBuilder::new().recursive(true).mode(0o700).create(&settings.folder).map_err(|e| Error::os(what, &e))?;
-        Ok(Isolator { settings, turns: Mutex::default(), told: Mutex::default() })
+        Ok(Isolator { settings, turns: Mutex::default(), told: Mutex::default(), bell: Notify::new() })
     }
 
     /// Mounts what a container's environment names, all of it or nothing; says what is to be bound into it. `image` is the root of a
@@ -149,9 +157,13 @@ impl Isolator {
                 Ok(binds)
             }
             Err(error) => {
-                // What nobody was asked for nobody has to let go of; if that cannot be written, to do it is nothing.
-                let _ = self.write(&Checkpoint { container: container.to_owned(), volumes: tried, ended: true });
-                self.let_go(container).await;
+                // The agent waits no longer than this: [`Isolator::tend`] lets go. What nobody was asked for nobody has to let go of.
+                // If that cannot be written, what was written before names more.
+                match tried.is_empty() {
+                    true => drop(std::fs::remove_file(self.file(container))),
+                    false => drop(self.write(&Checkpoint { container: container.to_owned(), volumes: tried, ended: true })),
+                }
+                self.bell.notify_one();
                 Err(error)
             }
         }
@@ -173,17 +185,13 @@ impl Isolator {
         Ok(mounted)
     }
 
-    /// Lets go of what a container held, which has ended. What cannot be let go of now is tried again by [`Isolator::retry`].
+    /// Lets go of what a container held, which has ended. What cannot be let go of now is tried again by [`Isolator::tend`].
     pub async fn cleanup(&self, container: &str) {
         let turn = self.turn(container);
         let locked = turn.lock().await;
         self.let_go(container).await;
         drop(locked);
-        // Whoever waits for this turn keeps it for who comes after.
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        if Arc::strong_count(&turn) == 2 {
-            turns.remove(container);
-        }
+        self.leave(container, &turn);
     }
 
     /// An agent has started: of the containers that are written down these live, or will be cleaned up by the agent itself. The others'
@@ -195,11 +203,42 @@ impl Isolator {
         gone
     }
 
-    /// Tries once more what could not be let go of; says how much is left.
+    /// Lets go of what was left, at once and every few seconds, for as long as it is polled.
+    pub async fn tend(&self) {
+        // A plugin that hangs holds up its own container, and nobody else's.
+        let mut rounds = FuturesUnordered::new();
+        loop {
+            // A panic there is this round's alone.
+            rounds.push(AssertUnwindSafe(self.retry()).catch_unwind());
+            let pause = async {
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY) => {}
+                    () = self.bell.notified() => {}
+                }
+            };
+            let mut pause = std::pin::pin!(pause);
+            loop {
+                tokio::select! {
+                    () = &mut pause => break,
+                    Some(_) = rounds.next() => {}
+                }
+            }
+        }
+    }
+
+    /// Tries once more what could not be let go of, but for what somebody is at; says how much is left.
     pub async fn retry(&self) -> usize {
         let ended = |container: &String| self.read(container).ok().flatten().is_some_and(|checkpoint| checkpoint.ended);
         let again: Vec<String> = self.all().into_iter().filter(&ended).collect();
-        join_all(again.iter().map(|container| self.cleanup(container))).await;
+        join_all(again.iter().map(|container| async move {
+            let turn = self.turn(container);
+            if let Ok(locked) = turn.try_lock() {
+                self.let_go(container).await;
+                drop(locked);
+            }
+            self.leave(container, &turn);
+        }))
+        .await;
         self.all().iter().filter(|container| ended(container)).count()
     }
 
@@ -209,23 +248,18 @@ impl Isolator {
             (Ok(None), _) => return,
             (Err(e), _) | (_, Err(e)) => return (self.settings.tell)(&format!("container {container}: {e}")),
         };
-        let mut left = BTreeSet::new();
-        for volume in std::mem::take(&mut checkpoint.volumes) {
-            let asked = self.asked(&volume.name, Vec::new(), &id);
-            let work = async {
-                let plugin = self.plugin(&volume.driver).await?;
-                dunnage_dvdcli::unmount(&plugin, &asked).await
-            };
-            let late = || Error::timeout("unmount", format!("no answer within {} s", UNMOUNT.as_secs())).into();
-            if let Err(why) = tokio::time::timeout(UNMOUNT, work).await.unwrap_or_else(|_| Err(late())) {
-                let said = format!("container {container} has ended, and volume {} cannot be let go of yet: {why}", volume.name);
-                // It is tried every few seconds: once is enough.
-                if self.told().insert((container.to_owned(), volume.clone()), said.clone()).as_ref() != Some(&said) {
-                    (self.settings.tell)(&said);
-                }
-                left.insert(volume);
+        // At once: one that hangs holds up no other.
+        let volumes = std::mem::take(&mut checkpoint.volumes);
+        let letting_go = volumes.into_iter().map(|volume| async {
+            let why = self.unmount(&volume, &id).await.err()?;
+            let said = format!("container {container} has ended, and volume {} cannot be let go of yet: {why}", volume.name);
+            // It is tried every few seconds: once is enough.
+            if self.told().insert((container.to_owned(), volume.clone()), said.clone()).as_ref() != Some(&said) {
+                (self.settings.tell)(&said);
             }
-        }
+            Some(volume)
+        });
+        let left: BTreeSet<Held> = join_all(letting_go).await.into_iter().flatten().collect();
         self.told().retain(|(whose, volume), _| whose != container || left.contains(volume));
         if left.is_empty() {
             // Nothing is left to be remembered.
@@ -234,6 +268,15 @@ impl Isolator {
         }
         // If this cannot be written, what was written before names more, and to let go of it twice is nothing.
         let _ = self.write(&Checkpoint { volumes: left, ended: true, ..checkpoint });
+    }
+
+    async fn unmount(&self, volume: &Held, id: &str) -> Answer<()> {
+        let work = async {
+            let plugin = self.plugin(&volume.driver).await?;
+            dunnage_dvdcli::unmount(&plugin, &self.asked(&volume.name, Vec::new(), id)).await
+        };
+        let late = || Error::timeout("unmount", format!("no answer within {} s", UNMOUNT.as_secs())).into();
+        tokio::time::timeout(UNMOUNT, work).await.unwrap_or_else(|_| Err(late()))
     }
 
     fn asked(&self, name: &str, options: Vec<(String, String)>, id: &str) -> Asked {
@@ -246,10 +289,8 @@ impl Isolator {
             let detail = format!("plugin {driver} listens at {}, and the module asks plugins of this machine alone", found.address);
             return Err(Error::invalid("driver", detail, "name an endpoint of the daemon on this node").into());
         }
-        let plugin = Plugin::new(found);
-        let hello = tokio::time::timeout(HELLO, plugin.activate()).await;
-        let late = || Error::unavailable(format!("plugin {driver} does not answer"), "look whether the daemon runs ('dunnage status')");
-        hello.map_err(|_| late())?.map_err(|e| e.told("Plugin.Activate"))?;
+        let plugin = Plugin::new(found).patient_for(READ);
+        plugin.activate().await.map_err(|e| e.told("Plugin.Activate"))?;
         Ok(plugin)
     }
 
@@ -259,6 +300,14 @@ impl Isolator {
 
     fn turn(&self, container: &str) -> Arc<tokio::sync::Mutex<()>> {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner).entry(container.to_owned()).or_default().clone()
+    }
+
+    /// Whoever waits for this turn keeps it for who comes after.
+    fn leave(&self, container: &str, turn: &Arc<tokio::sync::Mutex<()>>) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::strong_count(turn) == 2 {
+            turns.remove(container);
+        }
     }
 
     fn file(&self, container: &str) -> PathBuf {
@@ -334,3 +383,7 @@ fn id_of(container: &str) -> Result<String> {
     }
     Ok(format!("{}{container}", Caller::MESOS))
 }
+
+#[cfg(test)]
+#[path = "isolator_tests.rs"]
+mod tests;

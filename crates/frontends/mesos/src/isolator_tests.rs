@@ -1,0 +1,141 @@
+//! Against plugins that hang, or refuse: how long an agent waits, and what is left to be done.
+
+use std::time::Instant;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+use super::*;
+
+/// What a wait may take more than it should, on a machine that is busy.
+const SLACK: Duration = Duration::from_secs(3);
+
+/// An agent's folders, and plugins that a test plays.
+struct Bench {
+    folder: tempfile::TempDir,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench { folder: tempfile::tempdir().expect("a folder"), asked: Arc::default() }
+    }
+
+    /// An agent's isolator; another one is what comes after the agent was killed.
+    fn isolator(&self) -> Isolator {
+        let plugins = Places { sockets: self.folder.path().to_owned(), specs: Vec::new(), managed: "/nowhere".into() };
+        Isolator::new(Settings { plugins, folder: self.state(), ..Settings::default() }).expect("a folder")
+    }
+
+    fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    fn written(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.state()).expect("a folder").flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("lock").clone()
+    }
+
+    /// A plugin that does well, but never answers a call of these.
+    fn plugin(&self, name: &str, hangs_in: &'static [&str]) {
+        let listener = UnixListener::bind(self.folder.path().join(format!("{name}.sock"))).expect("bound");
+        let asked = self.asked.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, hangs_in, asked.clone()));
+            }
+        });
+    }
+}
+
+async fn answer(mut stream: UnixStream, hangs_in: &[&str], asked: Arc<Mutex<Vec<String>>>) {
+    let mut read = vec![0; 4096];
+    let n = stream.read(&mut read).await.expect("read");
+    let head = String::from_utf8_lossy(&read[..n]).into_owned();
+    let call = head.split(' ').nth(1).and_then(|uri| uri.rsplit('.').next()).expect("a call").to_owned();
+    asked.lock().expect("lock").push(call.clone());
+    if hangs_in.contains(&call.as_str()) {
+        return std::future::pending().await;
+    }
+    let body = match call.as_str() {
+        "Activate" => r#"{"Implements":["VolumeDriver"]}"#,
+        "Get" => r#"{"Volume":{"Name":"pg"},"Err":""}"#,
+        "Mount" => r#"{"Mountpoint":"/mnt/pg","Err":""}"#,
+        _ => r#"{"Err":""}"#,
+    };
+    let text = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(text.as_bytes()).await.expect("written");
+}
+
+fn wants(drivers: &[&str]) -> Vec<(String, String)> {
+    let of = |(at, driver): (usize, &&str)| {
+        [(format!("DVDI_VOLUME_NAME{at}"), "pg".to_owned()), (format!("DVDI_VOLUME_DRIVER{at}"), (*driver).to_owned())]
+    };
+    drivers.iter().enumerate().flat_map(of).collect()
+}
+
+#[tokio::test]
+async fn a_plugin_that_says_what_it_is_and_then_hangs_is_a_failure_within_five_seconds() {
+    for hangs_in in [&["Activate"] as &[&str], &["Get"]] {
+        let bench = Bench::new();
+        bench.plugin("hangs", hangs_in);
+        let begun = Instant::now();
+        let said = bench.isolator().prepare("c", &wants(&["hangs"]), None).await.expect_err("nobody answers").to_string();
+        assert!(said.contains("does not answer within 5 s"), "{said}");
+        assert!(begun.elapsed() < READ + SLACK, "{hangs_in:?}: {:?}", begun.elapsed());
+    }
+}
+
+/// The agent's own patience is shorter than an unmount's.
+#[tokio::test]
+async fn the_reason_of_a_refusal_is_told_before_anything_is_let_go_of_and_that_is_done_all_the_same() {
+    let bench = Bench::new();
+    bench.plugin("stuck", &["Unmount"]);
+    let agent = bench.isolator();
+    let begun = Instant::now();
+    let said = agent.prepare("c", &wants(&["stuck", "nobody"]), None).await.expect_err("the second one").to_string();
+    assert!(said.contains("no volume plugin \"nobody\""), "{said}");
+    assert!(begun.elapsed() < SLACK && bench.written() == ["c.json"], "{:?}: {:?}", begun.elapsed(), bench.written());
+    assert!(!bench.asked().contains(&"Unmount".to_owned()), "it was answered after that");
+    let undone = async {
+        while !bench.asked().contains(&"Unmount".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = agent.tend() => {}
+        () = undone => {}
+    }
+    // Who was never asked for anything has nothing to let go of.
+    agent.prepare("d", &wants(&["nobody", "stuck"]), None).await.expect_err("the first one");
+    assert_eq!(bench.written(), ["c.json"]);
+}
+
+#[tokio::test]
+async fn what_was_left_is_let_go_of_at_once_and_is_not_held_up_by_a_plugin_that_hangs() {
+    let bench = Bench::new();
+    bench.plugin("stuck", &["Unmount"]);
+    bench.plugin("good", &[]);
+    let agent = bench.isolator();
+    let work = async {
+        agent.prepare("stuck", &wants(&["stuck", "nobody"]), None).await.expect_err("refused");
+        // A round is under way, and waits for that one.
+        while !bench.asked().contains(&"Unmount".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let begun = Instant::now();
+        agent.prepare("good", &wants(&["good", "nobody"]), None).await.expect_err("refused");
+        while bench.written() != ["stuck.json"] {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() < RETRY / 2, "nobody rang: {:?}", begun.elapsed());
+    };
+    tokio::select! {
+        () = agent.tend() => {}
+        () = work => {}
+    }
+}
