@@ -23,11 +23,12 @@ void dunnage_isolator_free(dunnage_isolator* isolator);
  * The answer: {"commands": [["/usr/local/bin/dunnage", "mesos", "bind", ...], ...]}, to be run in the container's namespace of mounts. */
 void dunnage_isolator_prepare(dunnage_isolator* isolator, const char* container, const char* request, dunnage_done done, void* with);
 
-/* The container has ended. It always goes well: what cannot be let go of now is tried again every few seconds. The answer: null. */
+/* The container has ended. It always goes well, within about 2 s: what cannot be let go of by then is tried again every few seconds.
+ * The answer: null. */
 void dunnage_isolator_cleanup(dunnage_isolator* isolator, const char* container, dunnage_done done, void* with);
 
-/* The agent has started. `known`: a JSON list of the containers that live or that the agent will clean up. The answer: a list of those
- * that were neither, and have been let go of. */
+/* The agent has started. `known`: a JSON list of the containers that live or that the agent will clean up. The answer, within
+ * about 2 s: a list of those that were neither, and are let go of as by a cleanup. */
 void dunnage_isolator_recover(dunnage_isolator* isolator, const char* known, dunnage_done done, void* with);
 
 void dunnage_text_free(char* text);

@@ -30,6 +30,8 @@ const MOUNT: Duration = Duration::from_secs(55);
 const READ: Duration = Duration::from_secs(5);
 /// What an unmount may take before it is tried again.
 const UNMOUNT: Duration = Duration::from_secs(30);
+/// How long an agent, which has nothing to learn from it, waits for that.
+const SOON: Duration = Duration::from_secs(2);
 /// How often what could not be let go of is tried again.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -185,20 +187,35 @@ impl Isolator {
         Ok(mounted)
     }
 
-    /// Lets go of what a container held, which has ended. What cannot be let go of now is tried again by [`Isolator::tend`].
+    /// Lets go of what a container held, which has ended. An agent waits for that only so long: what cannot be let go of by then is
+    /// [`Isolator::tend`]'s.
     pub async fn cleanup(&self, container: &str) {
+        self.end(container);
         let turn = self.turn(container);
-        let locked = turn.lock().await;
-        self.let_go(container).await;
-        drop(locked);
+        let work = async {
+            let _turn = turn.lock().await;
+            self.let_go(container).await;
+        };
+        if tokio::time::timeout(SOON, work).await.is_err() {
+            self.bell.notify_one();
+        }
         self.leave(container, &turn);
     }
 
-    /// An agent has started: of the containers that are written down these live, or will be cleaned up by the agent itself. The others'
-    /// volumes are let go of; says whose they were.
+    /// Writes down that a container has ended, whoever has its turn: a mount that is still under way is let go of after it.
+    fn end(&self, container: &str) {
+        if let Ok(Some(checkpoint)) = self.read(container)
+            && let Err(e) = self.write(&Checkpoint { ended: true, ..checkpoint })
+        {
+            (self.settings.tell)(&format!("container {container}: {e}"));
+        }
+    }
+
+    /// An agent has started, and waits for this: of the containers that are written down these live, or will be cleaned up by the agent
+    /// itself. The others' volumes are let go of, as by [`Isolator::cleanup`]; says whose they were.
     pub async fn recover(&self, known: &BTreeSet<String>) -> Vec<String> {
         let gone: Vec<String> = self.all().into_iter().filter(|container| !known.contains(container)).collect();
-        // At once: with a daemon that is down each would wait for it, and the agent for all.
+        // All at once: with a daemon that is down each would wait for it, and the agent for all.
         join_all(gone.iter().map(|container| self.cleanup(container))).await;
         gone
     }

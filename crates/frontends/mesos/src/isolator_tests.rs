@@ -86,7 +86,7 @@ async fn a_plugin_that_says_what_it_is_and_then_hangs_is_a_failure_within_five_s
         let begun = Instant::now();
         let said = bench.isolator().prepare("c", &wants(&["hangs"]), None).await.expect_err("nobody answers").to_string();
         assert!(said.contains("does not answer within 5 s"), "{said}");
-        assert!(begun.elapsed() < READ + SLACK, "{hangs_in:?}: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(5) + SLACK, "{hangs_in:?}: {:?}", begun.elapsed());
     }
 }
 
@@ -138,4 +138,64 @@ async fn what_was_left_is_let_go_of_at_once_and_is_not_held_up_by_a_plugin_that_
         () = agent.tend() => {}
         () = work => {}
     }
+}
+
+/// Its start waits for the answer.
+#[tokio::test]
+async fn an_agent_that_starts_or_cleans_up_waits_two_seconds_for_a_plugin_that_hangs_whatever_there_is_to_let_go_of() {
+    let bench = Bench::new();
+    bench.plugin("stuck", &["Unmount"]);
+    bench.plugin("stuck2", &["Get"]);
+    bench.plugin("good", &[]);
+    let first = bench.isolator();
+    for container in ["a", "b", "c"] {
+        first.prepare(container, &wants(&["stuck", "good"]), None).await.expect("prepared");
+    }
+    let held = |driver: &str| Held { driver: driver.to_owned(), name: "pg".to_owned() };
+    let volumes = BTreeSet::from([held("stuck2"), held("stuck")]);
+    first.write(&Checkpoint { container: "d".to_owned(), volumes, ended: false }).expect("written");
+    drop(first);
+    let second = bench.isolator();
+    let begun = Instant::now();
+    let mut gone = second.recover(&BTreeSet::from(["c".to_owned()])).await;
+    gone.sort();
+    assert_eq!(gone, ["a", "b", "d"]);
+    assert!(begun.elapsed() < Duration::from_secs(2) + SLACK, "recover: {:?}", begun.elapsed());
+    let begun = Instant::now();
+    second.cleanup("c").await;
+    assert!(begun.elapsed() < Duration::from_secs(2) + SLACK, "cleanup: {:?}", begun.elapsed());
+    for container in ["a", "b", "c", "d"] {
+        assert!(second.read(container).expect("readable").is_some_and(|checkpoint| checkpoint.ended), "{container} is forgotten");
+    }
+}
+
+/// An agent that gives a container up does not wait for its mounts.
+#[tokio::test]
+async fn a_container_that_ends_while_it_is_prepared_is_let_go_of_when_that_is_done() {
+    let bench = Bench::new();
+    bench.plugin("slow", &["Mount"]);
+    let agent = bench.isolator();
+    let (volumes, asked) = (wants(&["slow"]), || bench.asked().contains(&"Mount".to_owned()));
+    let work = async {
+        let preparing = agent.prepare("c", &volumes, None);
+        let ending = async {
+            while !asked() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            agent.cleanup("c").await;
+        };
+        tokio::select! {
+            _ = preparing => {}
+            () = ending => {}
+        }
+        assert!(agent.read("c").expect("readable").is_some_and(|checkpoint| checkpoint.ended));
+        while !bench.written().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = agent.tend() => {}
+        () = work => {}
+    }
+    assert_eq!(bench.asked().last().map(String::as_str), Some("Unmount"));
 }
