@@ -42,6 +42,12 @@ std::string name(const ContainerID& id)
   return id.has_parent() ? name(id.parent()) + "." + id.value() : id.value();
 }
 
+// Of a task's environment the core reads what begins so. What is too long, or too much, is cut so that it still is, and is refused by the
+// core with its name: an agent's thread copies no more of it.
+const char PREFIX[] = "DVDI_VOLUME_";
+const size_t TOO_LONG = 4096 + 1;
+const size_t TOO_MANY = 512 + 1;
+
 // A call that is under way; it goes when it was answered.
 template <typename T>
 struct Call
@@ -134,17 +140,18 @@ public:
     std::string secret;
     auto add = [&variables, &secret](const mesos::Environment& environment) {
       for (const mesos::Environment::Variable& variable : environment.variables()) {
+        if (!strings::startsWith(variable.name(), PREFIX) || variables.values.size() == TOO_MANY) {
+          continue;
+        }
         // A secret is not for us to read.
         if (variable.type() != mesos::Environment::Variable::VALUE) {
-          if (strings::startsWith(variable.name(), "DVDI_VOLUME_")) {
-            secret = variable.name();
-          }
-        } else {
-          JSON::Array pair;
-          pair.values.push_back(variable.name());
-          pair.values.push_back(variable.value());
-          variables.values.push_back(pair);
+          secret = variable.name().substr(0, 80);
+          continue;
         }
+        JSON::Array pair;
+        pair.values.push_back(variable.name().substr(0, TOO_LONG));
+        pair.values.push_back(variable.value().substr(0, TOO_LONG));
+        variables.values.push_back(pair);
       }
     };
     add(command.environment());

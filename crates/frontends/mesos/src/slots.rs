@@ -15,8 +15,10 @@ const PREFIX: &str = "DVDI_VOLUME_";
 pub const DRIVER: &str = "rexray";
 /// More volumes than this no task has by intent.
 pub const MOST: usize = 64;
-/// And no value is longer.
+/// No value is longer; the module's C++ knows this number, and the next.
 const LONGEST: usize = 4096;
+/// Nor are there more variables of volumes.
+const VARIABLES: usize = 512;
 
 /// The program that a task may name for a volume without anybody allowing it: it is the one that was meant anyway.
 pub const PROGRAM: &str = "/usr/bin/dvdcli";
@@ -72,8 +74,12 @@ impl Slot {
 /// `invalid_argument` with the variable and what is wrong with it.
 pub fn slots<'a>(environment: impl IntoIterator<Item = (&'a str, &'a str)>, driver: &str) -> Result<Vec<Slot>> {
     let mut given: BTreeMap<u32, BTreeMap<&'static str, (&str, &str)>> = BTreeMap::new();
-    for (variable, value) in environment {
-        let Some(rest) = variable.strip_prefix(PREFIX) else { continue };
+    let ours = environment.into_iter().filter_map(|(variable, value)| Some((variable, variable.strip_prefix(PREFIX)?, value)));
+    for (count, (variable, rest, value)) in ours.enumerate() {
+        if count == VARIABLES {
+            let detail = format!("it is one more than {VARIABLES} variables of volumes");
+            return Err(Error::invalid(variable.chars().take(80).collect::<String>(), detail, "use fewer"));
+        }
         let (word, number) = word_and_number(variable, rest)?;
         check(variable, value)?;
         if let Some((other, before)) = given.entry(number).or_default().insert(word, (variable, value))
@@ -133,7 +139,7 @@ fn word_and_number(variable: &str, rest: &str) -> Result<(&'static str, u32)> {
 
 fn check(variable: &str, value: &str) -> Result<()> {
     if value.len() > LONGEST {
-        return Err(Error::invalid(variable, format!("its value has {} bytes, and {LONGEST} are allowed", value.len()), "make it shorter"));
+        return Err(Error::invalid(variable, format!("its value has more than {LONGEST} bytes"), "make it shorter"));
     }
     match value.chars().find(|c| c.is_control()) {
         Some(c) => Err(Error::invalid(variable, format!("there is {c:?} in its value"), "leave it out")),
@@ -310,13 +316,19 @@ mod tests {
     #[test]
     fn what_is_too_much_is_refused_and_what_is_another_s_costs_nothing() {
         let long = "x".repeat(1 << 20);
-        assert!(said(&[("DVDI_VOLUME_NAME", &long)]).contains("1048576 bytes"));
+        assert!(said(&[("DVDI_VOLUME_NAME", &long)]).contains("DVDI_VOLUME_NAME}: its value has more than 4096 bytes"));
+        // As much of it as the module's C++ hands over.
+        assert!(said(&[("DVDI_VOLUME_NAME", &long[..4097])]).contains("more than 4096 bytes"));
+        assert!(said(&[(&format!("DVDI_VOLUME_NAME{}", "1".repeat(5000)), "pg")]).contains("no number of a slot"));
         let others: Vec<(String, String)> = (0..10_000).map(|n| (format!("X{n}"), long[..100].to_owned())).collect();
         let environment = others.iter().map(|(k, v)| (k.as_str(), v.as_str())).chain([("DVDI_VOLUME_NAME", "pg")]);
         assert_eq!(slots(environment, DRIVER).map(|slots| slots.len()), Ok(1));
         let many: Vec<(String, String)> = (0..=64).map(|n| (format!("DVDI_VOLUME_NAME{n}"), format!("v{n}"))).collect();
         let refused = slots(many.iter().map(|(k, v)| (k.as_str(), v.as_str())), DRIVER).expect_err("too many");
         assert!(refused.to_string().contains("one more than 64"), "{refused}");
+        let many: Vec<(String, String)> = (0..=512).map(|n| (format!("DVDI_VOLUME_OPTS{n}"), "size=1".to_owned())).collect();
+        let refused = slots(many.iter().map(|(k, v)| (k.as_str(), v.as_str())), DRIVER).expect_err("too many").to_string();
+        assert!(refused.contains("DVDI_VOLUME_OPTS512") && refused.contains("one more than 512 variables"), "{refused}");
     }
 
     proptest! {
