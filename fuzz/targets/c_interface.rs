@@ -123,8 +123,8 @@ fuzz_target!(|bytes: &[u8]| {
     for line in bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).take(8) {
         let (first, second) = line[1..].split_at(line[1..].iter().position(|byte| *byte == b'\t').unwrap_or(line.len() - 1));
         let (container, request) = (c(first), c(second.get(1..).unwrap_or_default()));
-        // The one name that is there to make it panic.
-        if container.as_bytes() == b"panics-in-a-debug-build" {
+        // The names that are there to make it panic.
+        if [&container, &request].iter().any(|text| text.as_bytes().starts_with(b"panics-")) {
             continue;
         }
         calls += 1;

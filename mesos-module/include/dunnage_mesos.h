@@ -1,5 +1,6 @@
 /* The Mesos isolator's core. Every call comes back at once, whatever the daemon does; what it comes to is told by a callback, once, on
- * a thread of the core's own. No call throws, and none lets a panic out. Texts are UTF-8, and are the callee's to copy. */
+ * a thread of the core's own, or on the caller's if it cannot even begin. No call throws, and none lets a panic out: that is an error
+ * (internal), and the agent goes on. Texts are UTF-8, and are the callee's to copy. */
 #ifndef DUNNAGE_MESOS_H
 #define DUNNAGE_MESOS_H
 

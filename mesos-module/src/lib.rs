@@ -40,6 +40,7 @@ struct Line {
 }
 
 /// Who is told, and with what. The agent says that it may be told on any thread.
+#[derive(Clone, Copy)]
 struct Told {
     done: Done,
     with: *mut c_void,
@@ -113,12 +114,24 @@ impl Line {
     }
 }
 
-impl Handle {
-    fn spawn(&self, told: Told, work: impl Future<Output = Result<Value, String>> + Send + 'static) {
-        self.runtime.spawn(async move {
+fn panicked() -> String {
+    Error::internal("the isolator's core panicked; the agent goes on").to_string()
+}
+
+/// Begins a call on the agent's thread and leaves the rest to ours. Wherever it panics, that is the answer, and stays here.
+fn call<W>(told: Told, begin: impl FnOnce() -> (tokio::runtime::Handle, W))
+where
+    W: Future<Output = Result<Value, String>> + Send + 'static,
+{
+    let begun = catch_unwind(AssertUnwindSafe(|| {
+        let (runtime, work) = begin();
+        runtime.spawn(async move {
             let outcome = AssertUnwindSafe(work).catch_unwind().await;
-            told.tell(outcome.unwrap_or_else(|_| Err(Error::internal("the isolator's core panicked; the agent goes on").to_string())));
+            told.tell(outcome.unwrap_or_else(|_| Err(panicked())));
         });
+    }));
+    if begun.is_err() {
+        let _ = catch_unwind(AssertUnwindSafe(|| told.tell(Err(panicked()))));
     }
 }
 
@@ -129,7 +142,10 @@ unsafe fn text(start: *const c_char) -> String {
         return String::new();
     }
     // SAFETY: the caller says so.
-    unsafe { CStr::from_ptr(start) }.to_string_lossy().into_owned()
+    let text = unsafe { CStr::from_ptr(start) }.to_string_lossy().into_owned();
+    // For the test of what becomes of a panic; a release knows nothing of it.
+    debug_assert_ne!(text, "panics-at-once-in-a-debug-build");
+    text
 }
 
 /// # Safety
@@ -137,9 +153,8 @@ unsafe fn text(start: *const c_char) -> String {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dunnage_isolator_new(parameters: *const c_char, error: *mut *mut c_char) -> *mut Handle {
     // SAFETY: the caller says so.
-    let parameters = unsafe { text(parameters) };
-    let made = catch_unwind(|| new(&parameters)).unwrap_or_else(|_| Err("the isolator's core panicked".to_owned()));
-    match made {
+    let made = catch_unwind(|| new(&unsafe { text(parameters) })).unwrap_or_else(|_| Err(panicked()));
+    let answer = move || match made {
         Ok(handle) => Box::into_raw(Box::new(handle)),
         Err(said) => {
             if !error.is_null() {
@@ -148,7 +163,8 @@ pub unsafe extern "C" fn dunnage_isolator_new(parameters: *const c_char, error: 
             }
             std::ptr::null_mut()
         }
-    }
+    };
+    catch_unwind(AssertUnwindSafe(answer)).unwrap_or(std::ptr::null_mut())
 }
 
 /// # Safety
@@ -157,8 +173,7 @@ pub unsafe extern "C" fn dunnage_isolator_new(parameters: *const c_char, error: 
 pub unsafe extern "C" fn dunnage_isolator_free(isolator: *mut Handle) {
     if !isolator.is_null() {
         // SAFETY: the caller says so.
-        let handle = unsafe { Box::from_raw(isolator) };
-        handle.stop.notify_one();
+        let _ = catch_unwind(AssertUnwindSafe(|| unsafe { Box::from_raw(isolator) }.stop.notify_one()));
     }
 }
 
@@ -172,16 +187,18 @@ pub unsafe extern "C" fn dunnage_isolator_prepare(
     done: Done,
     with: *mut c_void,
 ) {
-    // SAFETY: the caller says so.
-    let (handle, container, request) = unsafe { (&*isolator, text(container), text(request)) };
-    let (core, line) = (handle.isolator.clone(), handle.line.clone());
-    handle.spawn(Told { done, with }, async move {
-        // For the test of what becomes of a panic; a release knows nothing of it.
-        debug_assert_ne!(container, "panics-in-a-debug-build");
-        let Request { environment, image } =
-            serde_json::from_str(&request).map_err(|e| format!("the request is no JSON that is known: {e}"))?;
-        let binds = core.prepare(&container, &environment, image.as_deref()).await.map_err(|e| e.to_string())?;
-        Ok(json!({ "commands": binds.iter().map(|bind| line.of(bind)).collect::<Vec<_>>() }))
+    call(Told { done, with }, || {
+        // SAFETY: the caller says so.
+        let (handle, container, request) = unsafe { (&*isolator, text(container), text(request)) };
+        let (core, line) = (handle.isolator.clone(), handle.line.clone());
+        let work = async move {
+            debug_assert_ne!(container, "panics-in-a-debug-build");
+            let Request { environment, image } =
+                serde_json::from_str(&request).map_err(|e| format!("the request is no JSON that is known: {e}"))?;
+            let binds = core.prepare(&container, &environment, image.as_deref()).await.map_err(|e| e.to_string())?;
+            Ok(json!({ "commands": binds.iter().map(|bind| line.of(bind)).collect::<Vec<_>>() }))
+        };
+        (handle.runtime.clone(), work)
     });
 }
 
@@ -189,12 +206,15 @@ pub unsafe extern "C" fn dunnage_isolator_prepare(
 /// As of [`dunnage_isolator_prepare`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dunnage_isolator_cleanup(isolator: *mut Handle, container: *const c_char, done: Done, with: *mut c_void) {
-    // SAFETY: the caller says so.
-    let (handle, container) = unsafe { (&*isolator, text(container)) };
-    let core = handle.isolator.clone();
-    handle.spawn(Told { done, with }, async move {
-        core.cleanup(&container).await;
-        Ok(Value::Null)
+    call(Told { done, with }, || {
+        // SAFETY: the caller says so.
+        let (handle, container) = unsafe { (&*isolator, text(container)) };
+        let core = handle.isolator.clone();
+        let work = async move {
+            core.cleanup(&container).await;
+            Ok(Value::Null)
+        };
+        (handle.runtime.clone(), work)
     });
 }
 
@@ -202,12 +222,15 @@ pub unsafe extern "C" fn dunnage_isolator_cleanup(isolator: *mut Handle, contain
 /// As of [`dunnage_isolator_prepare`].
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn dunnage_isolator_recover(isolator: *mut Handle, known: *const c_char, done: Done, with: *mut c_void) {
-    // SAFETY: the caller says so.
-    let (handle, known) = unsafe { (&*isolator, text(known)) };
-    let core = handle.isolator.clone();
-    handle.spawn(Told { done, with }, async move {
-        let known: BTreeSet<String> = serde_json::from_str(&known).map_err(|e| format!("the containers are no JSON list: {e}"))?;
-        Ok(json!(core.recover(&known).await))
+    call(Told { done, with }, || {
+        // SAFETY: the caller says so.
+        let (handle, known) = unsafe { (&*isolator, text(known)) };
+        let core = handle.isolator.clone();
+        let work = async move {
+            let known: BTreeSet<String> = serde_json::from_str(&known).map_err(|e| format!("the containers are no JSON list: {e}"))?;
+            Ok(json!(core.recover(&known).await))
+        };
+        (handle.runtime.clone(), work)
     });
 }
 
@@ -217,6 +240,6 @@ pub unsafe extern "C" fn dunnage_isolator_recover(isolator: *mut Handle, known: 
 pub unsafe extern "C" fn dunnage_text_free(text: *mut c_char) {
     if !text.is_null() {
         // SAFETY: CString::into_raw made it.
-        drop(unsafe { CString::from_raw(text) });
+        let _ = catch_unwind(|| drop(unsafe { CString::from_raw(text) }));
     }
 }

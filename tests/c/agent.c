@@ -128,6 +128,17 @@ int main(int argc, char** argv)
   prepare(core, "panics-in-a-debug-build", "dunnage", "v0", &call);
   wait_for(&call);
   if (call.error == NULL || strstr(call.error, "panicked") == NULL) fail("the panic was not told", call.error);
+  const char* at_once = "panics-at-once-in-a-debug-build";
+  if (dunnage_isolator_new(at_once, &error) != NULL || strstr(error, "panicked") == NULL) fail("a panic of new", error);
+  dunnage_text_free(error);
+  void (*cleanup_and_recover[])(dunnage_isolator*, const char*, dunnage_done, void*) = {dunnage_isolator_cleanup, dunnage_isolator_recover};
+  for (int n = 0; n < 3; n++) {
+    begin(&call);
+    if (n < 2) cleanup_and_recover[n](core, at_once, done, &call);
+    else dunnage_isolator_prepare(core, "c", at_once, done, &call);
+    wait_for(&call);
+    if (call.error == NULL || strstr(call.error, "panicked") == NULL) fail("a panic on the agent's own thread", call.error);
+  }
   prepare(core, "after", "dunnage", "v0", &call);
   wait_for(&call);
   if (call.error != NULL) fail("nothing goes on after a panic", call.error);
