@@ -13,7 +13,7 @@ typedef struct dunnage_isolator dunnage_isolator;
 /* `error` is NULL when it went well, and then `answer` is JSON. Both are gone when the callback returns. */
 typedef void (*dunnage_done)(void* with, const char* error, const char* answer);
 
-/* `parameters`: a JSON object of texts: plugins, state_dir, driver, folders and dvdcli (with commas between), binary.
+/* `parameters`: a JSON object of texts: plugins, state_dir, driver, folders and dvdcli (with commas between), work_dir, binary.
  * NULL when it cannot be; then *error is a text for dunnage_text_free. */
 dunnage_isolator* dunnage_isolator_new(const char* parameters, char** error);
 

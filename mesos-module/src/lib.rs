@@ -72,10 +72,10 @@ fn new(parameters: &str) -> Result<Handle, String> {
             "folders" => settings.folders = value.split(',').map(|folder| PathBuf::from(folder.trim())).collect(),
             "dvdcli" => settings.programs = value.split(',').map(|program| program.trim().to_owned()).collect(),
             "binary" => binary = value,
-            // The predecessor's, which wanted to know where the agent's own state is.
-            "work_dir" => {}
+            "work_dir" if value.starts_with('/') => settings.work_dir = value.into(),
+            "work_dir" => return Err(format!("work_dir is {value:?}: say the agent's own, which begins with /")),
             other => {
-                let known = ["plugins", "state_dir", "driver", "folders", "dvdcli", "binary"];
+                let known = ["plugins", "state_dir", "driver", "folders", "work_dir", "dvdcli", "binary"];
                 return Err(format!("parameter {other:?} is unknown; there are {}", known.join(", ")));
             }
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use dunnage_engine::Layout;
-use dunnage_frontend_mesos::{FOLDERS, Road, Wanted, Workload, place, read};
+use dunnage_frontend_mesos::{FOLDERS, Road, WORK_DIR, Wanted, Workload, place, read};
 use dunnage_host::Host;
 use dunnage_host::helpers::{InProcess, Registry, Runner};
 use dunnage_host::linux::Tools;
@@ -127,6 +127,9 @@ pub struct Module {
     /// The module's parameter 'folders': beneath which a task without an image may have volumes
     #[arg(long, value_name = "FOLDERS", value_delimiter = ',', default_values = FOLDERS)]
     folders: Vec<PathBuf>,
+    /// The module's parameter 'work_dir': where the agent has its own state, and a task without an image no volume
+    #[arg(long, value_name = "FOLDER", default_value = WORK_DIR)]
+    work_dir: PathBuf,
     /// The module's parameter 'dvdcli': programs that a task may name, and that are not run
     #[arg(long, value_name = "PROGRAMS", value_delimiter = ',')]
     dvdcli: Vec<String>,
@@ -137,7 +140,7 @@ impl Module {
     fn refuse(&self, road: &Road) -> Result<()> {
         let Road::Module { slot, image } = road else { return Ok(()) };
         slot.refuse_program(&self.dvdcli)?;
-        place(slot, image.then_some(""), &self.folders).map(drop)
+        place(slot, image.then_some(""), &self.folders, &self.work_dir).map(drop)
     }
 }
 

@@ -38,6 +38,9 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Beneath these a task that has no image of its own may have a volume: whatever lies there, no program of the host trusts it.
 pub const FOLDERS: [&str; 6] = ["/tmp", "/var/tmp", "/mnt", "/media", "/srv", "/data"];
 
+/// Where an agent has its state, if nobody says where: the old module's word.
+pub const WORK_DIR: &str = "/tmp/mesos";
+
 /// What the operator says.
 pub struct Settings {
     /// Where plugins are looked for.
@@ -48,6 +51,8 @@ pub struct Settings {
     pub driver: String,
     /// Beneath which folders a container without an image may have volumes.
     pub folders: Vec<PathBuf>,
+    /// Where the agent has its state, and the sandboxes: no such container has a volume there.
+    pub work_dir: PathBuf,
     /// Programs that a task may name for its volumes: they are not run.
     pub programs: Vec<String>,
     /// Hears what the operator should know and no call can say.
@@ -61,6 +66,7 @@ impl Default for Settings {
             folder: "/run/dunnage/mesos".into(),
             driver: crate::slots::DRIVER.to_owned(),
             folders: FOLDERS.map(PathBuf::from).to_vec(),
+            work_dir: WORK_DIR.into(),
             programs: Vec::new(),
             tell: |_| {},
         }
@@ -135,14 +141,15 @@ impl Isolator {
         }
         let id = id_of(container)?;
         wanted.iter().try_for_each(|slot| slot.refuse_program(&self.settings.programs))?;
-        let places = wanted.iter().map(|slot| place(slot, image, &self.settings.folders)).collect::<Result<Vec<_>>>()?;
+        let places =
+            wanted.iter().map(|slot| place(slot, image, &self.settings.folders, &self.settings.work_dir)).collect::<Result<Vec<_>>>()?;
         let turn = self.turn(container);
         let _turn = turn.lock().await;
         if self.read(container)?.is_some() {
             let detail = format!("container {container} was prepared before");
             return Err(Error::new(Kind::ExistsIncompatible, detail, "look into the agent's log").into());
         }
-        let volumes: BTreeSet<Held> = wanted.iter().map(held).collect();
+        let volumes: BTreeSet<Held> = wanted.iter().map(|slot| held(slot, &wanted)).collect();
         self.write(&Checkpoint { container: container.to_owned(), volumes, ended: false })?;
         let mut tried = BTreeSet::new();
         let late = || Error::timeout("mount", format!("its volumes were not mounted within {} s", MOUNT.as_secs())).into();
@@ -151,7 +158,7 @@ impl Isolator {
             Ok(mounted) => {
                 let bind = |(slot, place): (&Slot, Option<(String, String)>)| {
                     let (root, target) = place?;
-                    Some(Bind { source: mounted.get(&held(slot))?.clone(), root, target, links: image.is_some() })
+                    Some(Bind { source: mounted.get(&held(slot, &wanted))?.clone(), root, target, links: image.is_some() })
                 };
                 let mut binds: Vec<Bind> = wanted.iter().zip(places).filter_map(bind).collect();
                 // What is beneath another comes after it, or would be hidden by it.
@@ -175,14 +182,15 @@ impl Isolator {
     async fn mount_all(&self, id: &str, wanted: &[Slot], tried: &mut BTreeSet<Held>) -> Answer<BTreeMap<Held, String>> {
         let mut mounted = BTreeMap::new();
         for slot in wanted {
-            if mounted.contains_key(&held(slot)) {
+            let volume = held(slot, wanted);
+            if mounted.contains_key(&volume) {
                 continue;
             }
             let asked = self.asked(&slot.name, slot.options.clone(), id);
             let plugin = self.plugin(slot.driver.as_str()).await?;
-            tried.insert(held(slot));
+            tried.insert(volume.clone());
             let forbids = slot.explicit_create.then(|| slot.variable("EXPLICITCREATE"));
-            mounted.insert(held(slot), dunnage_dvdcli::mount(&plugin, &asked, forbids.as_deref()).await?);
+            mounted.insert(volume, dunnage_dvdcli::mount(&plugin, &asked, forbids.as_deref()).await?);
         }
         Ok(mounted)
     }
@@ -214,6 +222,8 @@ impl Isolator {
     /// An agent has started, and waits for this: of the containers that are written down these live, or will be cleaned up by the agent
     /// itself. The others' volumes are let go of, as by [`Isolator::cleanup`]; says whose they were.
     pub async fn recover(&self, known: &BTreeSet<String>) -> Vec<String> {
+        // What an agent that was killed had not written to its end counts for nothing.
+        self.files(".new").for_each(|half| drop(std::fs::remove_file(self.settings.folder.join(format!("{half}.new")))));
         let gone: Vec<String> = self.all().into_iter().filter(|container| !known.contains(container)).collect();
         // All at once: with a daemon that is down each would wait for it, and the agent for all.
         join_all(gone.iter().map(|container| self.cleanup(container))).await;
@@ -333,8 +343,12 @@ impl Isolator {
 
     /// Every container that something is written down of.
     fn all(&self) -> Vec<String> {
+        self.files(".json").collect()
+    }
+
+    fn files(&self, end: &str) -> impl Iterator<Item = String> {
         let entries = std::fs::read_dir(&self.settings.folder).into_iter().flatten().flatten();
-        entries.filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".json")?.to_owned())).collect()
+        entries.filter_map(move |entry| Some(entry.file_name().to_str()?.strip_suffix(end)?.to_owned()))
     }
 
     fn read(&self, container: &str) -> Result<Option<Checkpoint>> {
@@ -358,11 +372,12 @@ impl Isolator {
 
 /// Where a container has a volume: the root, and the place beneath it; nowhere but where the plugin mounts it, if it says no place. A task
 /// without an image sees the host's own files, and a volume over some of them would be a way to the host's root: `/etc` with a
-/// `passwd` of the task's own, and a setuid program that believes it. `folders` are those beneath which it may have one.
+/// `passwd` of the task's own, and a setuid program that believes it. `folders` are those beneath which it may have one, but
+/// not where the agent keeps its own state: root makes the folders that are missing, and other tasks' sandboxes are there.
 ///
 /// # Errors
 /// `invalid_argument` for a place that it may not have, or that it does not say and needs.
-pub fn place(slot: &Slot, image: Option<&str>, folders: &[PathBuf]) -> Result<Option<(String, String)>> {
+pub fn place(slot: &Slot, image: Option<&str>, folders: &[PathBuf], work_dir: &Path) -> Result<Option<(String, String)>> {
     let variable = slot.variable("CONTAINERPATH");
     let Some(path) = &slot.container_path else {
         if image.is_some() {
@@ -373,6 +388,11 @@ pub fn place(slot: &Slot, image: Option<&str>, folders: &[PathBuf]) -> Result<Op
     };
     if let Some(root) = image {
         return Ok(Some((root.to_owned(), path.clone())));
+    }
+    let overlaps = |own: &Path| Path::new(path).starts_with(own) || own.starts_with(path);
+    if overlaps(work_dir) || std::fs::canonicalize(work_dir).is_ok_and(|own| overlaps(&own)) {
+        let detail = format!("{path:?} is within the agent's own work_dir, {}, or above it", work_dir.display());
+        return Err(Error::invalid(&variable, detail, "choose another path, or give the task an image"));
     }
     let beneath = |folder: &PathBuf| {
         let rest = Path::new(path).strip_prefix(folder).ok().and_then(Path::to_str).filter(|rest| !rest.is_empty())?;
@@ -387,8 +407,10 @@ pub fn place(slot: &Slot, image: Option<&str>, folders: &[PathBuf]) -> Result<Op
     Err(Error::invalid(&variable, detail, next))
 }
 
-fn held(slot: &Slot) -> Held {
-    Held { driver: slot.driver.to_string(), name: slot.name.clone() }
+/// By the name that is asked for first: other plugins than ours may know the volume by that alone.
+fn held(slot: &Slot, wanted: &[Slot]) -> Held {
+    let first = wanted.iter().find(|other| other.same(slot)).unwrap_or(slot);
+    Held { driver: first.driver.to_string(), name: first.name.clone() }
 }
 
 /// As whom a container holds. Mesos' own names are UUIDs, of nested ones with points between.

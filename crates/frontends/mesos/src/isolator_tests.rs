@@ -199,3 +199,55 @@ async fn a_container_that_ends_while_it_is_prepared_is_let_go_of_when_that_is_do
     }
     assert_eq!(bench.asked().last().map(String::as_str), Some("Unmount"));
 }
+
+#[tokio::test]
+async fn a_volume_that_two_slots_name_in_two_ways_is_mounted_and_let_go_of_once() {
+    let bench = Bench::new();
+    bench.plugin("good", &[]);
+    let agent = bench.isolator();
+    let one = [("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", "size=5"), ("DVDI_VOLUME_CONTAINERPATH", "/srv/a")];
+    let other = [("DVDI_VOLUME_NAME1", "size=5,name=pg"), ("DVDI_VOLUME_CONTAINERPATH1", "/srv/b"), ("DVDI_VOLUME_DRIVER1", "good")];
+    let owned = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let wanted: Vec<_> = one.into_iter().chain(other).chain([("DVDI_VOLUME_DRIVER", "good")]).map(owned).collect();
+    let binds = agent.prepare("c", &wanted, None).await.expect("prepared");
+    assert_eq!(binds.iter().map(|bind| bind.target.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    agent.cleanup("c").await;
+    let count = |call: &str| bench.asked().iter().filter(|asked| *asked == call).count();
+    assert_eq!((count("Mount"), count("Unmount")), (1, 1));
+}
+
+#[tokio::test]
+async fn what_a_killed_agent_had_not_written_to_its_end_is_removed_by_the_next() {
+    let bench = Bench::new();
+    let agent = bench.isolator();
+    std::fs::write(bench.state().join("c.new"), "{\"contai").expect("written");
+    std::fs::write(bench.state().join("another's"), "").expect("written");
+    assert_eq!(agent.recover(&BTreeSet::new()).await, [""; 0]);
+    assert_eq!(bench.written(), ["another's"]);
+}
+
+#[test]
+fn a_task_without_an_image_has_no_volume_in_the_agent_s_own_folder_by_whatever_name_that_goes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir(at("state")).expect("a folder");
+    std::os::unix::fs::symlink(at("state"), at("link")).expect("a link");
+    let said = |path: &str, work_dir: &str, image: Option<&str>| {
+        let wanted = slots([("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_CONTAINERPATH", path)], "rexray").expect("a slot");
+        place(&wanted[0], image, &[folder.path().to_owned(), "/tmp".into()], Path::new(work_dir)).map_err(|e| e.to_string())
+    };
+    for (path, work_dir) in [
+        ("/tmp/mesos/slaves/x", WORK_DIR),
+        ("/tmp/mesos", WORK_DIR),
+        (&at("state/x"), &at("state")),
+        (&at("state/x"), &at("link")),
+        (&at("link/x"), &at("link")),
+        (&at("deep"), &at("deep/er")),
+    ] {
+        let said = said(path, work_dir, None).expect_err(path);
+        assert!(said.contains("DVDI_VOLUME_CONTAINERPATH") && said.contains("the agent's own work_dir"), "{said}");
+    }
+    for (path, image) in [("/tmp/mesos2", None), ("/tmp/pg", None), ("/tmp/mesos", Some("/an/image"))] {
+        assert!(said(path, WORK_DIR, image).is_ok(), "{path}");
+    }
+}

@@ -8,5 +8,5 @@ pub mod isolator;
 pub mod slots;
 
 pub use files::{Road, Wanted, Workload, read};
-pub use isolator::{Bind, FOLDERS, Isolator, Settings, place};
+pub use isolator::{Bind, FOLDERS, Isolator, Settings, WORK_DIR, place};
 pub use slots::{Slot, slots};

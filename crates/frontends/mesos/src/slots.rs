@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use dunnage_model::{EndpointName, Error, Kind, Result, nearest, parse_name, split_options};
+use dunnage_model::{EndpointName, Error, Kind, Result, VolumeName, nearest, parse_name, split_options};
 
 /// What every variable of ours begins with.
 const PREFIX: &str = "DVDI_VOLUME_";
@@ -35,6 +35,8 @@ pub struct Slot {
     pub driver: EndpointName,
     /// The name, as it is asked for: options may stand in it.
     pub name: String,
+    /// The volume that it names.
+    pub volume: VolumeName,
     /// The options of a volume that is made.
     pub options: Vec<(String, String)>,
     /// Where the task finds it; without it, where the plugin mounts it.
@@ -49,6 +51,17 @@ impl Slot {
     /// As the variable of this slot is called.
     pub fn variable(&self, word: &str) -> String {
         if self.number == 0 { format!("{PREFIX}{word}") } else { format!("{PREFIX}{word}{}", self.number) }
+    }
+
+    /// Another slot has the same volume, whatever is said of it beside its name, or in it.
+    pub fn same(&self, other: &Slot) -> bool {
+        self.driver == other.driver && self.volume == other.volume
+    }
+
+    /// What is wished for it; what stands in the name counts above what stands beside it.
+    fn wish(&self) -> BTreeMap<String, String> {
+        let inside = parse_name(&self.name).map(|name| name.options).unwrap_or_default();
+        self.options.iter().chain(&inside).map(|(key, value)| (key.to_ascii_lowercase(), value.clone())).collect()
     }
 
     /// A task does not choose what root runs. Nothing is run for one that may be named either: it is as if it was not.
@@ -100,13 +113,13 @@ pub fn slots<'a>(environment: impl IntoIterator<Item = (&'a str, &'a str)>, driv
         let slot = Slot {
             number,
             driver: of("DRIVER").map_or(driver, |(_, value)| value.trim()).parse().map_err(|e| named(of("DRIVER"), variable, e))?,
+            volume: parse_name(name.trim()).map_err(|e| named(None, variable, e))?.name,
             name: name.trim().to_owned(),
             options: of("OPTS").map_or(Ok(Vec::new()), |(variable, value)| options(variable, value))?,
             container_path: of("CONTAINERPATH").map(|(variable, value)| container_path(variable, value)).transpose()?,
             explicit_create: of("EXPLICITCREATE").map_or(Ok(false), |(variable, value)| truth(variable, value))?,
             dvdcli: of("DVDCLI").map(|(_, value)| value.trim().to_owned()),
         };
-        parse_name(&slot.name).map_err(|e| named(None, variable, e))?;
         refuse_twice(&slots, &slot)?;
         slots.push(slot);
     }
@@ -198,8 +211,7 @@ fn refuse_twice(before: &[Slot], slot: &Slot) -> Result<()> {
             let detail = format!("slot {} has the same path", other.number);
             return Err(Error::invalid(slot.variable("CONTAINERPATH"), detail, "give each volume a path of its own"));
         }
-        let same = other.driver == slot.driver && other.name == slot.name;
-        if same && (&other.options, other.explicit_create) != (&slot.options, slot.explicit_create) {
+        if slot.same(other) && (other.wish(), other.explicit_create) != (slot.wish(), slot.explicit_create) {
             let detail = format!("slot {} is the same volume with other options", other.number);
             return Err(Error::invalid(slot.variable("NAME"), detail, "give both the same options"));
         }
@@ -311,6 +323,11 @@ mod tests {
         assert_eq!(twice("/b", "").map(|slots| slots.len()), Ok(2));
         assert!(twice("/a", "").expect_err("one path").to_string().contains("DVDI_VOLUME_CONTAINERPATH1"));
         assert!(twice("/b", "size=5").expect_err("two wishes").to_string().contains("other options"));
+        let inline =
+            |options: &str| of(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", options), ("DVDI_VOLUME_NAME1", "Size=5,name=pg")]);
+        let slots = inline("size=5").expect("one wish");
+        assert!(slots[0].same(&slots[1]), "one volume, by two names");
+        assert!(inline("").expect_err("two wishes").to_string().contains("other options"));
     }
 
     #[test]
