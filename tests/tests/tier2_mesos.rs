@@ -283,6 +283,37 @@ fn law_12_no_link_leads_a_volume_out_of_its_root() {
     node.finish();
 }
 
+/// A task chooses its path, and root makes it: as it is written, by nobody who reads more into it.
+#[test]
+fn law_12_what_a_shell_would_read_is_a_path_s_name_and_nothing_else() {
+    let mut node = Node::started();
+    let agent = isolator(&node);
+    let name = "a b;touch $(id)`id`'\"*|&> x";
+    let at = node.folder.join("tasks").join(name).display().to_string();
+    let wanted = environment(&[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_OPTS", "size=64M"), ("DVDI_VOLUME_CONTAINERPATH", &at)]);
+    let binds = run(agent.prepare("c", &wanted, None)).expect("prepared");
+    let outside = std::os::unix::fs::MetadataExt::ino(&std::fs::metadata("/proc/self/ns/mnt").expect("a namespace"));
+    let empty = node.folder.join("empty");
+    std::fs::create_dir(&empty).expect("a folder");
+    let ran = std::process::Command::new("unshare")
+        .args(["--mount", "--propagation", "unchanged", "sh", "-c", "at=$1; shift; \"$@\" && echo of-a-task >\"$at/x\"", "sh", &at])
+        .arg(dunnage_tests::binary())
+        .args(["mesos", "bind", &format!("--outside={outside}"), "--", &binds[0].source, &binds[0].root, &binds[0].target])
+        .current_dir(&empty)
+        .output()
+        .expect("unshare");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    assert_eq!(sh(&format!("cat {}/x", node.mountpoint("pg").display())), "of-a-task");
+    let within = |folder: &Path| -> Vec<_> {
+        std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name()).collect()
+    };
+    assert_eq!(within(&node.folder.join("tasks")), [name]);
+    assert!(within(&empty).is_empty() && within(Path::new(&at)).is_empty(), "something was run");
+    run(agent.cleanup("c"));
+    node.wait_until_released("pg");
+    node.finish();
+}
+
 /// A task swaps the way for a link out of its root, and for nothing, all the while: some binds are refused, and none lands elsewhere.
 #[test]
 fn law_12_what_is_swapped_while_a_volume_is_bound_leads_it_nowhere_else() {
@@ -348,7 +379,7 @@ fn law_8_an_agent_s_thread_never_waits_and_no_panic_reaches_it() {
     let said = String::from_utf8_lossy(&ran.stdout).into_owned();
     println!("{said}");
     assert!(ran.status.success() && said.ends_with("ok\n"), "{said}{}", String::from_utf8_lossy(&ran.stderr));
-    // "after" was prepared after its volume's others had gone, and its agent has ended: the next one lets go of it.
+    // "after" was prepared when its volume's others had gone, and its agent has ended: the next one lets go of it.
     run(isolator(&node).recover(&BTreeSet::new()));
     (0..4).for_each(|n| node.wait_until_released(&format!("v{n}")));
     std::fs::remove_file(node.plugins.join("hangs.sock")).expect("it was there");
