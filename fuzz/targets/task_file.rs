@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 
 use dunnage_frontend_mesos::files::read;
+use dunnage_frontend_mesos::slots::DRIVER;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
-    drop(read(text, &BTreeMap::new()));
+    drop(read(text, &BTreeMap::new(), DRIVER));
 });

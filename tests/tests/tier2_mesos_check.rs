@@ -129,9 +129,40 @@ fn a_service_s_template_is_checked_as_far_as_it_is_filled() {
                 type: DOCKER\n          docker_volume_driver: pxd\n          docker_volume_name: {{VOLUME}}\n          docker_driver_options: {{{OPTIONS}}}\n          size: 1500\n";
     let said = bench.check(text, &["--set", "NAME=hw"]).ok();
     assert!(said.contains("not known before the template is filled: --set OPTIONS=… --set VOLUME=…"), "{said}");
+    assert_eq!(bench.check(text, &["--strict"]).code, 2, "what is not known was not checked");
     let said = bench.check(text, &["--set", "NAME=hw", "--set", "VOLUME=data", "--set", "OPTIONS=repl=3"]).ok();
+    assert!(said.contains("nodes=LocalNode"), "the scheduler adds it: {said}");
     assert!(
         said.contains("hw/hello/server") && said.contains("volume data-1 of endpoint pxd") && said.contains("2GiB, ext4, 3 copies"),
         "{said}"
     );
+}
+
+#[test]
+fn everything_that_is_asked_for_is_shown_and_the_module_s_own_driver_is_the_operator_s() {
+    let bench = Bench::new("{ name: home, driver: local }, { name: pxd, driver: pxd }");
+    let options = "size=3,fs=ext4,uid=1000,gid=100,mode=0750,thick=true,preempt=if-dead,mountOptions=noatime,labels=team=db";
+    let app = format!(r#"{{"id":"a","env":{{"DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_OPTS":"{options}"}}}}"#);
+    let said = bench.check(&app, &["--driver", "home"]).ok();
+    for words in ["3GiB, ext4", "uid=1000", "gid=100", "mode=0750", "thick", "preempt=if-dead", "mounted with noatime", "label team=db"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    bench.check(&app, &[]).fails(3);
+    let said = bench.check(&app.replace(options, "ro=true"), &["--driver", "home"]).ok();
+    assert!(said.contains(", ro"), "{said}");
+    let at = |path: &str| format!(r#"{{"id":"a","env":{{"DVDI_VOLUME_NAME":"pg","DVDI_VOLUME_CONTAINERPATH":"{path}"}}}}"#);
+    for (path, more, code) in [("/tmp/mesos/x", "/tmp/mesos", 2), ("/tmp/mesos/x", "/var/lib/mesos", 0), ("/srv/agent", "/srv/agent", 2)] {
+        assert_eq!(bench.check(&at(path), &["--driver", "home", "--work-dir", more]).code, code, "{path} {more}");
+    }
+}
+
+#[test]
+fn a_task_in_the_form_of_the_documents_is_understood_and_docker_s_is_told_to_be_docker_s() {
+    let bench = Bench::new("{ name: pxd, driver: pxd }");
+    let task = block("000_32242b94819c26b5.txt", "TaskInfo {");
+    let said = bench.check(&task, &[]).ok();
+    assert!(said.contains("volume px_vol of endpoint pxd") && said.contains("by dvdcli") && said.contains("at /data"), "{said}");
+    let volume = r#"{"container_path":"/data","mode":"RW","source":{"type":"DOCKER_VOLUME","docker_volume":{"driver":"pxd","name":"v"}}}"#;
+    let said = bench.check(&format!(r#"{{"container":{{"type":"DOCKER","volumes":[{volume}]}}}}"#), &[]).ok();
+    assert!(said.contains("volume v of endpoint pxd") && said.contains("by docker run"), "{said}");
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use dunnage_engine::Layout;
+use dunnage_frontend_mesos::slots::DRIVER;
 use dunnage_frontend_mesos::{FOLDERS, Road, WORK_DIR, Wanted, Workload, place, read};
 use dunnage_host::Host;
 use dunnage_host::helpers::{InProcess, Registry, Runner};
 use dunnage_host::linux::Tools;
-use dunnage_model::{BootId, Error, Hint, Owner, Result, VolumeName, VolumeSpec, nearest, parse_name, parse_wish};
+use dunnage_model::{Access, BootId, EndpointName, Error, Hint, Owner, Result, VolumeName, VolumeSpec, nearest, parse_name, parse_wish};
 use serde::Serialize;
 
 use crate::cli::OutputArgs;
@@ -76,12 +77,14 @@ pub fn check(places: &Places, file: &Path, set: &[String], module: &Module, stri
         false => std::fs::read_to_string(file),
     };
     let text = text.map_err(|e| Error::invalid("file", format!("cannot read {}: {e}", file.display()), "name a file of text"))?;
-    let workloads = read(&text, &variables)?;
+    let workloads = read(&text, &variables, module.driver.as_str())?;
     let config = Config::load(places)?;
     let reports: Vec<Report> = workloads.into_iter().map(|workload| report(places, &config, module, workload)).collect();
     output::print(&reports, output.output, |reports| reports.iter().map(told).collect())?;
     let refused = reports.iter().flat_map(|report| report.refused.iter().chain(report.volumes.iter().filter_map(|v| v.refused.as_ref())));
-    let noticed = reports.iter().any(|report| !report.notices.is_empty() || report.volumes.iter().any(|v| !v.notices.is_empty()));
+    // What is not known was not checked.
+    let open = |asked: &Asked| !asked.notices.is_empty() || !asked.unknown.is_empty();
+    let noticed = reports.iter().any(|report| !report.notices.is_empty() || report.volumes.iter().any(open));
     Ok(match refused.map(|error| error.kind.exit_code()).next() {
         Some(code) => ExitCode::from(code),
         None if strict && noticed => ExitCode::from(2),
@@ -124,6 +127,9 @@ fn asked(places: &Places, config: &Config, module: &Module, wanted: &Wanted) -> 
 /// The module's parameters, as far as they say what a task may have.
 #[derive(Debug, Args)]
 pub struct Module {
+    /// The module's parameter 'driver': the endpoint of slots that name none
+    #[arg(long, value_name = "ENDPOINT", default_value = DRIVER)]
+    driver: EndpointName,
     /// The module's parameter 'folders': beneath which a task without an image may have volumes
     #[arg(long, value_name = "FOLDERS", value_delimiter = ',', default_values = FOLDERS)]
     folders: Vec<PathBuf>,
@@ -236,6 +242,25 @@ fn touched(config: &Config, commands: &[String], volumes: &[Asked]) -> Vec<Strin
     notices.into_iter().collect()
 }
 
+/// What is made, as far as it is not what all volumes are.
+fn wish_shown(spec: &VolumeSpec) -> String {
+    let mut words = vec![spec.shown_size(), spec.fs.to_string()];
+    words.extend(spec.repl.map(|copies| format!("{copies} copies")));
+    words.extend(match spec.access {
+        Access::SingleWriter => None,
+        Access::ManyReaders => Some("ro".to_owned()),
+        Access::ManyWriters => Some("shared".to_owned()),
+    });
+    words.extend(spec.thick.then(|| "thick".to_owned()));
+    words.extend(spec.uid.map(|uid| format!("uid={uid}")));
+    words.extend(spec.gid.map(|gid| format!("gid={gid}")));
+    words.extend(spec.mode.map(|mode| format!("mode={mode}")));
+    words.extend(spec.preempt.map(|preempt| format!("preempt={preempt}")));
+    words.extend((!spec.mount_options.is_empty()).then(|| format!("mounted with {}", spec.mount_options)));
+    words.extend(spec.labels.iter().map(|(key, value)| format!("label {key}={value}")));
+    words.join(", ")
+}
+
 fn told(report: &Report) -> String {
     let mut lines = vec![if report.workload.is_empty() { "(no name)".to_owned() } else { report.workload.clone() }];
     if report.volumes.is_empty() && report.refused.is_empty() {
@@ -250,8 +275,7 @@ fn told(report: &Report) -> String {
             lines.push(format!("    found by the task at {}{readonly}", asked.at));
         }
         if let Some(spec) = &asked.made_as {
-            let copies = spec.repl.map(|copies| format!(", {copies} copies")).unwrap_or_default();
-            lines.push(format!("    made, if it is not there, with {}, {}{copies}", spec.shown_size(), spec.fs));
+            lines.push(format!("    made, if it is not there, with {}", wish_shown(spec)));
         }
         if !asked.hints.is_empty() {
             let hints: Vec<String> = asked.hints.iter().map(|hint| format!("{}={}", hint.key, hint.value)).collect();

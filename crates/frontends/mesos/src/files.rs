@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dunnage_model::{Error, Kind, Result};
 use serde_json::{Map, Value};
 
-use crate::slots::{self, Slot, slots};
+use crate::slots::{Slot, slots};
 
 /// By what a volume is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,14 +67,14 @@ pub struct Workload {
     pub commands: Vec<String>,
 }
 
-/// Reads a file; `set` fills the variables of a template (`{{NAME}}`).
+/// Reads a file; `set` fills the variables of a template (`{{NAME}}`), and `driver` is that of slots that name none.
 ///
 /// # Errors
 /// `invalid_argument` when it is nothing that we know, with where that was seen.
-pub fn read(text: &str, set: &BTreeMap<String, String>) -> Result<Vec<Workload>> {
+pub fn read(text: &str, set: &BTreeMap<String, String>, driver: &str) -> Result<Vec<Workload>> {
     let value = parse(&fill(text, set))?;
     let mut workloads = Vec::new();
-    any("", &value, &mut workloads)?;
+    any("", &value, driver, &mut workloads)?;
     Ok(workloads)
 }
 
@@ -83,9 +83,15 @@ fn unknown_kind() -> Error {
     Error::invalid("file", detail, "give what you would give to Marathon, to mesos-execute or to the service's scheduler")
 }
 
-/// JSON; a piece of it without its braces, as it stands in documents; or YAML.
+/// JSON; a piece of it without its braces, or a message with its name before it and `...` for what is left out, as it stands in
+/// documents; or YAML.
 fn parse(text: &str) -> Result<Value> {
     let text = text.trim_start_matches('\u{feff}').trim();
+    let message = text.strip_prefix("TaskInfo").map(|message| {
+        let said = message.lines().filter(|line| !line.trim_end().trim_end_matches(',').ends_with("..."));
+        said.collect::<Vec<_>>().join("\n").trim().to_owned()
+    });
+    let text = message.as_deref().unwrap_or(text);
     let json = match serde_json::from_str(text) {
         Ok(value) => return Ok(value),
         Err(e) => e,
@@ -137,33 +143,39 @@ fn unfilled(text: &str) -> impl Iterator<Item = &str> {
     text.split('<').skip(1).filter_map(|part| part.split_once('>').map(|(name, _)| name)).filter(|name| !name.is_empty())
 }
 
-fn any(within: &str, value: &Value, workloads: &mut Vec<Workload>) -> Result<()> {
+fn any(within: &str, value: &Value, driver: &str, workloads: &mut Vec<Workload>) -> Result<()> {
     let map = match value {
-        Value::Array(items) => return items.iter().try_for_each(|item| any(within, item, workloads)),
+        Value::Array(items) => return items.iter().try_for_each(|item| any(within, item, driver, workloads)),
         Value::Object(map) => map,
         _ => return Err(unknown_kind()),
     };
     let has = |key: &str| map.contains_key(key);
     if has("pods") {
-        service(map, workloads);
+        service(map, driver, workloads);
     } else if has("apps") || has("groups") {
         let name = below(within, text(map, "id"));
         for kind in ["apps", "groups", "pods"] {
-            items(map, kind).try_for_each(|item| any(&name, item, workloads))?;
+            items(map, kind).try_for_each(|item| any(&name, item, driver, workloads))?;
         }
     } else if has("tasks") && !has("cmd") {
         // A TaskGroupInfo, which shares what it has: each task has volumes of its own.
-        items(map, "tasks").filter_map(Value::as_object).for_each(|task| workloads.push(task_info(task)));
-    } else if has("task_id") || has("command") && map["command"].is_object() {
-        workloads.push(task_info(map));
+        items(map, "tasks").filter_map(Value::as_object).for_each(|task| workloads.push(task_info(task, driver)));
+    } else if has("task_id") || has("command") && map["command"].is_object() || has_docker_volume(map) {
+        workloads.push(task_info(map, driver));
     } else if has("containers") {
-        pod(within, map, workloads);
+        pod(within, map, driver, workloads);
     } else if ["id", "cmd", "args", "env", "container"].into_iter().any(has) {
-        workloads.push(app(within, map));
+        workloads.push(app(within, map, driver));
     } else {
         return Err(unknown_kind());
     }
     Ok(())
+}
+
+/// No app has one.
+fn has_docker_volume(map: &Map<String, Value>) -> bool {
+    let volumes = object(map, "container").into_iter().flat_map(|container| items(container, "volumes"));
+    volumes.filter_map(Value::as_object).any(|volume| object(volume, "source").is_some_and(|source| source.contains_key("docker_volume")))
 }
 
 fn text<'a>(map: &'a Map<String, Value>, key: &str) -> &'a str {
@@ -193,11 +205,13 @@ fn below(within: &str, name: &str) -> String {
 }
 
 /// What the environment asks the module for.
-fn environment(workload: &mut Workload, variables: &[(String, String)], image: bool) {
+fn environment(workload: &mut Workload, variables: &[(String, String)], driver: &str, image: bool) {
     if variables.iter().any(|(key, _)| key.starts_with("DVDI_VOLUME_") && unfilled(key).next().is_some()) {
-        return;
+        return workload
+            .notes
+            .push("a variable's own name is not known before the template is filled: its volumes were not looked at".to_owned());
     }
-    match slots(variables.iter().map(|(key, value)| (key.as_str(), value.as_str())), slots::DRIVER) {
+    match slots(variables.iter().map(|(key, value)| (key.as_str(), value.as_str())), driver) {
         Err(e) => workload.refused.push(e),
         Ok(slots) => {
             let named = |(key, value): &(String, String)| key.starts_with("DVDI_VOLUME_") && !value.trim().is_empty();
@@ -222,7 +236,7 @@ fn environment(workload: &mut Workload, variables: &[(String, String)], image: b
 }
 
 /// Marathon's: texts, or references to secrets.
-fn marathon_environment(workload: &mut Workload, map: &Map<String, Value>, image: bool) {
+fn marathon_environment(workload: &mut Workload, map: &Map<String, Value>, driver: &str, image: bool) {
     let Some(variables) = object(map, "env") else { return };
     let mut known = Vec::new();
     for (key, value) in variables {
@@ -231,7 +245,7 @@ fn marathon_environment(workload: &mut Workload, map: &Map<String, Value>, image
             None => secret(workload, key),
         }
     }
-    environment(workload, &known, image);
+    environment(workload, &known, driver, image);
 }
 
 /// A variable whose value nobody is shown.
@@ -246,24 +260,21 @@ fn marathon_refuses(key: &str, detail: impl Into<String>, next: &str) -> Error {
     Error::invalid(key, format!("Marathon refuses it: {}", detail.into()), next)
 }
 
-fn app(within: &str, app: &Map<String, Value>) -> Workload {
+fn app(within: &str, app: &Map<String, Value>, driver: &str) -> Workload {
     let mut workload = Workload { name: below(within, text(app, "id")), ..Workload::default() };
     workload.commands.extend(app.get("cmd").and_then(scalar));
     workload.commands.extend(items(app, "args").filter_map(scalar));
     let image =
         object(app, "container").and_then(|container| object(container, "docker")).is_some_and(|docker| docker.contains_key("image"));
-    marathon_environment(&mut workload, app, image);
+    marathon_environment(&mut workload, app, driver, image);
     if app.contains_key("volumes") {
         workload.notes.push("'volumes' beside 'container' is no word of Marathon: volumes are named in 'container'".to_owned());
     }
     let Some(container) = object(app, "container") else { return workload };
     let docker = object(container, "docker");
     let by_docker = text(container, "type").eq_ignore_ascii_case("docker") || (text(container, "type").is_empty() && docker.is_some());
-    if by_docker && workload.volumes.iter().any(|volume| matches!(volume.road, Road::Module { .. })) {
-        workload
-            .notes
-            .push("the module is of the Mesos containerizer, and this runs by Docker's: DVDI_VOLUME_* is not looked at".to_owned());
-        workload.volumes.clear();
+    if by_docker {
+        without_module(&mut workload);
     }
     let external: Vec<&Map<String, Value>> =
         items(container, "volumes").filter_map(Value::as_object).filter(|volume| volume.contains_key("external")).collect();
@@ -279,6 +290,16 @@ fn app(within: &str, app: &Map<String, Value>) -> Workload {
         parameters(&mut workload, docker);
     }
     workload
+}
+
+/// Docker's containers are none of the module's.
+fn without_module(workload: &mut Workload) {
+    let count = workload.volumes.len();
+    workload.volumes.retain(|volume| !matches!(volume.road, Road::Module { .. }));
+    if workload.volumes.len() < count {
+        let note = "the module is of the Mesos containerizer, and this runs by Docker's: DVDI_VOLUME_* is not looked at";
+        workload.notes.push(note.to_owned());
+    }
 }
 
 /// `{"containerPath": "data", "mode": "RW", "external": {"name": "pg", "provider": "dvdi", "size": 5, "options": {"dvdi/driver": "pxd"}}}`
@@ -364,7 +385,7 @@ fn parameters(workload: &mut Workload, docker: &Map<String, Value>) {
 }
 
 /// A pod of Marathon: its environment is that of each of its containers, which have more.
-fn pod(within: &str, pod: &Map<String, Value>, workloads: &mut Vec<Workload>) {
+fn pod(within: &str, pod: &Map<String, Value>, driver: &str, workloads: &mut Vec<Workload>) {
     let name = below(within, text(pod, "id"));
     for container in items(pod, "containers").filter_map(Value::as_object) {
         let mut workload = Workload { name: below(&name, text(container, "name")), ..Workload::default() };
@@ -374,13 +395,13 @@ fn pod(within: &str, pod: &Map<String, Value>, workloads: &mut Vec<Workload>) {
         all.extend(object(container, "environment").cloned().unwrap_or_default());
         let mut around = Map::new();
         around.insert("env".to_owned(), Value::Object(all));
-        marathon_environment(&mut workload, &around, container.contains_key("image"));
+        marathon_environment(&mut workload, &around, driver, container.contains_key("image"));
         workloads.push(workload);
     }
 }
 
 /// Mesos' own: `TaskInfo` of mesos.proto as JSON.
-fn task_info(task: &Map<String, Value>) -> Workload {
+fn task_info(task: &Map<String, Value>, driver: &str) -> Workload {
     let id = object(task, "task_id").map(|id| text(id, "value")).unwrap_or_default();
     let mut workload = Workload { name: if id.is_empty() { text(task, "name") } else { id }.to_owned(), ..Workload::default() };
     let executor = object(task, "executor");
@@ -395,22 +416,33 @@ fn task_info(task: &Map<String, Value>) -> Workload {
             let variables: Vec<(String, String)> =
                 plain.into_iter().map(|variable| (text(variable, "name").to_owned(), text(variable, "value").to_owned())).collect();
             let mesos = object(of, "container").and_then(|container| object(container, "mesos"));
-            environment(&mut workload, &variables, mesos.is_some_and(|mesos| mesos.contains_key("image")));
+            environment(&mut workload, &variables, driver, mesos.is_some_and(|mesos| mesos.contains_key("image")));
         }
-        let volumes = object(of, "container").into_iter().flat_map(|container| items(container, "volumes"));
-        volumes.filter_map(Value::as_object).for_each(|volume| docker_volume(&mut workload, volume));
+        let Some(container) = object(of, "container") else { continue };
+        let by_docker = text(container, "type").eq_ignore_ascii_case("docker");
+        if by_docker {
+            without_module(&mut workload);
+        }
+        let volumes = items(container, "volumes").filter_map(Value::as_object);
+        volumes.for_each(|volume| docker_volume(&mut workload, volume, by_docker));
+        if let Some(docker) = object(container, "docker").filter(|_| by_docker) {
+            parameters(&mut workload, docker);
+        }
     }
     workload
 }
 
 /// A `Volume` whose source is a `DOCKER_VOLUME`.
-fn docker_volume(workload: &mut Workload, volume: &Map<String, Value>) {
+fn docker_volume(workload: &mut Workload, volume: &Map<String, Value>, by_docker: bool) {
     let Some(asked) = object(volume, "source").and_then(|source| object(source, "docker_volume")) else { return };
     let (driver, name) = (text(asked, "driver"), text(asked, "name"));
-    if driver.is_empty() || name.is_empty() {
-        let missing = if driver.is_empty() { "driver" } else { "name" };
+    if name.is_empty() || driver.is_empty() && !by_docker {
+        let missing = if name.is_empty() { "name" } else { "driver" };
         let detail = format!("the agent refuses a docker_volume without {missing}");
         return workload.refused.push(Error::invalid(missing, detail, "give it one"));
+    }
+    if driver.is_empty() {
+        return workload.notes.push(format!("volume {name} is Docker's own: it names no driver"));
     }
     let mut options = Vec::new();
     let given = object(asked, "driver_options").into_iter().flat_map(|options| items(options, "parameter"));
@@ -420,13 +452,24 @@ fn docker_volume(workload: &mut Workload, volume: &Map<String, Value>) {
         options.retain(|(other, _): &(String, String)| other != key);
         options.push((key.to_owned(), text(parameter, "value").to_owned()));
     }
-    let twice = |other: &Wanted| other.road == Road::Dvdcli && other.driver == driver && other.name == name;
-    if workload.volumes.iter().any(twice) {
-        let detail = format!("the agent refuses volume {name} of driver {driver} twice in one container");
-        workload.refused.push(Error::new(Kind::ExistsIncompatible, detail, "mount it once"));
+    if by_docker && !options.is_empty() {
+        options.clear();
+        let note = format!("the Docker containerizer drops the driver_options of volume {name} without a word: put them into its name");
+        workload.notes.push(note);
+    }
+    let road = if by_docker { Road::Docker } else { Road::Dvdcli };
+    let mut refuse = |detail: String, next: &str| workload.refused.push(Error::new(Kind::ExistsIncompatible, detail, next));
+    if by_docker && workload.volumes.iter().any(|other| other.road == Road::Docker && other.driver != driver) {
+        refuse(
+            format!("the Docker containerizer takes one driver for a container, and {driver} is another"),
+            "give all volumes one driver",
+        );
+    }
+    if !by_docker && workload.volumes.iter().any(|other| other.road == road && other.driver == driver && other.name == name) {
+        refuse(format!("the agent refuses volume {name} of driver {driver} twice in one container"), "mount it once");
     }
     workload.volumes.push(Wanted {
-        road: Road::Dvdcli,
+        road,
         driver: driver.to_owned(),
         name: name.to_owned(),
         options,
@@ -437,7 +480,7 @@ fn docker_volume(workload: &mut Workload, volume: &Map<String, Value>) {
 }
 
 /// A service of dcos-commons. Volumes stand at a pod, at a resource set or at a task.
-fn service(service: &Map<String, Value>, workloads: &mut Vec<Workload>) {
+fn service(service: &Map<String, Value>, driver: &str, workloads: &mut Vec<Workload>) {
     for (pod_name, pod) in object(service, "pods").into_iter().flatten() {
         let Some(pod) = pod.as_object() else { continue };
         let count = pod.get("count").and_then(Value::as_u64).unwrap_or(1);
@@ -452,7 +495,7 @@ fn service(service: &Map<String, Value>, workloads: &mut Vec<Workload>) {
             let mut workload = Workload { name: below(&name, task_name), ..Workload::default() };
             workload.commands.extend(task.get("cmd").and_then(scalar));
             raw_volumes(&mut workload, task, count);
-            marathon_environment(&mut workload, task, pod.contains_key("image"));
+            marathon_environment(&mut workload, task, driver, pod.contains_key("image"));
             if workload != (Workload { name: workload.name.clone(), commands: workload.commands.clone(), ..Workload::default() }) {
                 workloads.push(workload);
             }
@@ -489,23 +532,30 @@ fn raw_volume(workload: &mut Workload, volume: &Map<String, Value>, count: u64) 
     }
     // In MB there, in whole GB of a volume.
     match volume.get("size").and_then(scalar) {
-        Some(size) if unfilled(&size).next().is_some() => options.push(("size".to_owned(), size)),
+        Some(size) if unfilled(&size).next().is_some() => options.insert(0, ("size".to_owned(), size)),
         Some(size) => match size.parse::<u64>() {
-            Ok(megabytes) => options.push(("size".to_owned(), megabytes.div_ceil(1024).max(1).to_string())),
+            Ok(megabytes) => options.insert(0, ("size".to_owned(), megabytes.div_ceil(1024).max(1).to_string())),
             Err(_) => workload.refused.push(Error::invalid("size", format!("{size:?} is no number of MB"), "write a whole number")),
         },
         None => {}
     }
+    if driver != "pxd" {
+        workload.notes.push(format!("dcos-commons' own fork takes docker_volume_driver pxd alone, and this is {driver}"));
+    }
     let shared = options.iter().any(|(key, value)| key == "shared" && value == "true");
+    // The scheduler adds this, and of pxd puts all of it into the name, where it counts above what stands beside.
+    options.retain(|(key, _)| key != "nodes");
+    options.push(("nodes".to_owned(), "LocalNode".to_owned()));
     let names: Vec<String> = if shared { vec![name.to_owned()] } else { (0..count.clamp(1, 3)).map(|n| format!("{name}-{n}")).collect() };
     if !shared && count > 3 {
         workload.notes.push(format!("{name}-3 to {name}-{} are like {name}-2", count - 1));
     }
     for name in names {
+        let inline = options.iter().fold(format!("name={name}"), |name, (key, value)| format!("{name};{key}={value}"));
         workload.volumes.push(Wanted {
             road: Road::Dvdcli,
             driver: driver.to_owned(),
-            name,
+            name: if driver == "pxd" { inline } else { name },
             options: options.clone(),
             container_path: Some(text(volume, "path").to_owned()),
             readonly: false,
@@ -517,10 +567,11 @@ fn raw_volume(workload: &mut Workload, volume: &Map<String, Value>, count: u64) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::slots::DRIVER;
     use proptest::prelude::*;
 
     fn of(text: &str) -> Vec<Workload> {
-        read(text, &BTreeMap::new()).expect("readable")
+        read(text, &BTreeMap::new(), DRIVER).expect("readable")
     }
 
     fn seed(name: &str) -> String {
@@ -609,20 +660,57 @@ mod tests {
                     docker_volume_driver: pxd\n          docker_volume_name: {{NAME}}\n          docker_driver_options: {{{OPTIONS}}}\n          size: {{DISK}}\n";
         let set = [("FRAMEWORK_NAME", "hw"), ("HELLO_COUNT", "2"), ("NAME", "vol"), ("OPTIONS", "repl=2,lost"), ("DISK", "1500")];
         let set: BTreeMap<String, String> = set.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
-        let service = read(text, &set).expect("readable");
+        let service = read(text, &set, DRIVER).expect("readable");
         assert_eq!(service.len(), 1);
         let names: Vec<&str> = service[0].volumes.iter().map(|volume| volume.name.as_str()).collect();
-        assert_eq!((service[0].name.as_str(), names), ("hw/hello/server", vec!["vol-0", "vol-1"]));
-        assert_eq!(service[0].volumes[0].options, [("repl".to_owned(), "2".to_owned()), ("size".to_owned(), "2".to_owned())]);
+        let inline = |n: u8| format!("name=vol-{n};size=2;repl=2;nodes=LocalNode");
+        assert_eq!((service[0].name.as_str(), names), ("hw/hello/server", vec![inline(0).as_str(), inline(1).as_str()]));
+        let beside: Vec<String> = service[0].volumes[0].options.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        assert_eq!(beside, ["size=2", "repl=2", "nodes=LocalNode"]);
         assert!(service[0].notes[0].contains("\"lost\" has no value"), "{:?}", service[0].notes);
         let unfilled = of(text).remove(0);
         assert_eq!(unfilled.volumes[0].unknown().into_iter().collect::<Vec<_>>(), ["DISK", "NAME", "OPTIONS"]);
     }
 
     #[test]
+    fn a_task_is_one_by_its_docker_volume_and_in_the_form_of_the_documents() {
+        let document = seed("000_32242b94819c26b5.txt");
+        let of_document = |from: &str| of(&block(&document[document.find(from).expect("there")..], "TaskInfo {")).remove(0);
+        let short = |task: &Workload| {
+            let volume = &task.volumes[0];
+            (volume.road.clone(), volume.driver.clone(), volume.name.clone(), volume.options.len(), volume.container_path.clone())
+        };
+        let wanted = |options: usize| (Road::Dvdcli, "pxd".to_owned(), "px_vol".to_owned(), options, Some("/data".to_owned()));
+        assert_eq!(short(&of_document("Here's how you would")), wanted(0));
+        assert_eq!(short(&of_document("You can also speciy")), wanted(1));
+        let volume = |driver: &str| {
+            format!(
+                r#"{{"container_path":"/data","mode":"RO","source":{{"type":"DOCKER_VOLUME","docker_volume":{{"name":"v",{driver}
+                "driver_options":{{"parameter":[{{"key":"repl","value":"3"}}]}}}}}}}}"#
+            )
+        };
+        let task = |container: &str| of(&format!(r#"{{"container":{{{container}}}}}"#)).remove(0);
+        let of_pxd = volume(r#""driver":"pxd","#);
+        assert_eq!(short(&task(&format!(r#""type":"MESOS","volumes":[{of_pxd}]"#))).0, Road::Dvdcli);
+        // Docker's own containers are another's.
+        let environment = r#""environment":{"variables":[{"name":"DVDI_VOLUME_NAME","value":"w"}]}"#;
+        let docker = of(&format!(
+            r#"{{"task_id":{{"value":"t"}},"command":{{{environment}}},"container":{{"type":"DOCKER","docker":{{"image":"x"}},"volumes":[{of_pxd},{}]}}}}"#,
+            volume(r#""driver":"other","#)
+        ));
+        assert_eq!(
+            docker[0].volumes.iter().map(|volume| (volume.road.clone(), volume.options.len())).collect::<Vec<_>>(),
+            [(Road::Docker, 0), (Road::Docker, 0)]
+        );
+        assert!(docker[0].notes[0].contains("DVDI_VOLUME_* is not looked at") && docker[0].notes[1].contains("without a word"));
+        assert!(docker[0].refused[0].to_string().contains("one driver"), "{:?}", docker[0].refused);
+        assert!(task(&format!(r#""type":"DOCKER","volumes":[{}]"#, volume(""))).notes[0].contains("Docker's own"));
+    }
+
+    #[test]
     fn what_is_nothing_of_mesos_is_said_to_be_that() {
         for text in ["", "hello", "{}", "[1]", "{\"id\": ", "a: b", "42"] {
-            let error = read(text, &BTreeMap::new()).expect_err(text);
+            let error = read(text, &BTreeMap::new(), DRIVER).expect_err(text);
             assert_eq!(error.word(), "invalid_argument", "{text}");
         }
     }
@@ -630,7 +718,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_crashes_the_reader(text in ".{0,200}|\\{\"(id|env|container|tasks|pods)\":[\\[\\]{}\",:a-z0-9]{0,60}\\}") {
-            drop(read(&text, &BTreeMap::new()));
+            drop(read(&text, &BTreeMap::new(), DRIVER));
         }
     }
 }
