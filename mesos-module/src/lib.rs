@@ -243,3 +243,25 @@ pub unsafe extern "C" fn dunnage_text_free(text: *mut c_char) {
         let _ = catch_unwind(|| drop(unsafe { CString::from_raw(text) }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_that_is_shipped_names_a_module_that_is_there_and_parameters_that_it_knows() {
+        let shipped: Value = serde_json::from_str(include_str!("../modules.json")).expect("json");
+        let module = &shipped["libraries"][0]["modules"][0];
+        let name = module["name"].as_str().expect("a name");
+        assert!(include_str!("../isolator.cpp").contains(&format!("DUNNAGE_MODULE({name});")));
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut parameters = BTreeMap::from([("state_dir", folder.path().to_str().expect("text"))]);
+        for parameter in module["parameters"].as_array().expect("a list") {
+            parameters.insert(parameter["key"].as_str().expect("a key"), parameter["value"].as_str().expect("a value"));
+        }
+        let handle = new(&json!(parameters).to_string()).expect("it starts");
+        handle.stop.notify_one();
+        let said = new(r#"{"work_dir": "mesos"}"#).map(drop).expect_err("no absolute path");
+        assert!(said.contains("begins with /"), "{said}");
+    }
+}
