@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(45);
 /// How soon it is looked at again, for it may be letting go at this very moment;
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 /// and how seldom later: each time takes twice as long as the one before.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(400);
 /// A volume that was taken is not taken again by `always` for so long: two that want it would never end.
 const RESTLESS: Duration = Duration::from_secs(60);
 
