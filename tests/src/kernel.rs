@@ -57,3 +57,30 @@ pub fn end(pid: u32, signal: rustix::process::Signal) {
     let alive = || std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).is_ok_and(|line| !line.is_empty());
     crate::eventually("a killed process has died", crate::BOUND, || !alive());
 }
+
+/// The calls that a kernel before 6.8 does not have: their numbers are the same everywhere.
+pub const STATMOUNT: u32 = 457;
+pub const LISTMOUNT: u32 = 458;
+
+/// For this thread and whom it starts from now on, the kernel has none of these calls (seccomp(2)).
+#[allow(unsafe_code)]
+pub fn refuse(calls: &[u32]) {
+    let step = |code: u32, k: u32, jt: u8| libc::sock_filter { code: code as u16, jt, jf: 0, k };
+    let mut filter = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
+    for (n, call) in calls.iter().enumerate() {
+        filter.push(step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, *call, (calls.len() - n) as u8));
+    }
+    filter.push(step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0));
+    filter.push(step(libc::BPF_RET, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32, 0));
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the program and its steps live until the call returns, and it has as many as it says.
+    let done = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    // SAFETY: a call that is refused before it looks at what it is given.
+    let refused = calls.iter().all(|call| unsafe { libc::syscall((*call).into(), 0, 0, 0, 0) } == -1 && errno() == Some(libc::ENOSYS));
+    assert!(refused, "the kernel has them still");
+}
+
+fn errno() -> Option<i32> {
+    std::io::Error::last_os_error().raw_os_error()
+}

@@ -5,8 +5,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
+use dunnage_host::helpers::Helpers;
+use dunnage_host::linux::Tools;
+use dunnage_host::orphans::Brood;
+use dunnage_host::{DeviceNumber, Medium, MountEntry, Target};
 use dunnage_tests::sh;
-use dunnage_tests::{BOUND, Node, eventually, is_mounted, kernel};
+use dunnage_tests::{BOUND, Node, binary, eventually, is_mounted, kernel, scratch};
 use serde_json::json;
 
 /// A process that a test keeps somewhere, killed at the end.
@@ -361,4 +365,43 @@ fn an_image_that_a_stranger_has_attached_read_only_is_mounted_when_that_device_h
     write(&node.mount("pg", "c1"));
     node.unmount("pg", "c1");
     nothing_left(&node);
+}
+
+/// What the daemon's own helpers say is mounted beneath a folder, and at one place in it.
+fn told(root: &Path, at: &Target) -> (Vec<MountEntry>, Option<DeviceNumber>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        let (brood, _) = Brood::begin(&scratch().join("helpers")).expect("begin");
+        let mounts = dunnage_host::linux::host(std::sync::Arc::new(Helpers::new(binary(), brood)), Tools::find()).mounts;
+        (mounts.table(root).await.expect("table"), mounts.at(at).await.expect("at").map(|at| at.device))
+    })
+}
+
+#[test]
+fn a_kernel_that_can_be_asked_about_single_mounts_and_one_that_shows_its_table_alone_tell_the_same() {
+    let _turn = alone();
+    let folder = scratch();
+    let (root, at) = (folder.join("root"), folder.display());
+    // Each kind: with a device's number, with one of its own, and one beneath another, over another, and with a space.
+    sh(&format!(
+        "cd {at}; mkdir root; mount -t tmpfs dunnage root; truncate -s 320M b; mkfs.btrfs -q b; truncate -s 16M e; mke2fs -q -F -t ext4 e
+         mkdir root/btrfs 'root/a b'; mount -o loop b root/btrfs; mount -o loop e 'root/a b'; mkdir 'root/a b/inside'
+         mount -t tmpfs none 'root/a b/inside'; mount -t tmpfs upper 'root/a b/inside'
+         for n in $(seq 600); do mkdir root/$n; mount --bind 'root/a b' root/$n; done"
+    ));
+    let target = Target { root: root.clone(), relative: "btrfs".into(), medium: Medium::default() };
+    let asked = told(&root, &target);
+    let read = std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            kernel::refuse(&[kernel::LISTMOUNT, kernel::STATMOUNT]);
+            told(&root, &target)
+        });
+        other.join().expect("the table")
+    });
+    let source = PathBuf::from(sh(&format!("findmnt -no SOURCE {at}/root/btrfs")));
+    sh(&format!("umount -R {at}/root"));
+    assert_eq!(asked.0.len(), 604);
+    assert_eq!(asked, read);
+    assert_eq!(asked.1, asked.0.iter().find(|entry| entry.fs == "btrfs").map(|entry| entry.device));
+    assert_eq!(asked.1.map(|device| format!("/dev/loop{}", device.minor)), Some(source.display().to_string()));
 }

@@ -102,7 +102,7 @@ pub struct MountEntry {
     pub device: DeviceNumber,
     /// The filesystem's name.
     pub fs: String,
-    /// What was mounted, as the kernel shows it.
+    /// What was mounted, as the kernel shows it; empty where it has not said, and the device needs no such help.
     pub source: String,
 }
 

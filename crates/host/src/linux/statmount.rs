@@ -29,13 +29,14 @@ pub struct Mount {
     pub device: DeviceNumber,
     pub mountpoint: PathBuf,
     pub fs: String,
+    /// May be empty where the device's major is not 0.
     pub source: PathBuf,
 }
 
-/// Looks at a mount. `None` where the kernel cannot tell all of this (before 6.14), or it has gone meanwhile.
+/// Looks at a mount. `None` where the kernel cannot tell enough of it, or it has gone meanwhile.
 pub fn look(id: u64) -> io::Result<Option<Mount>> {
-    let wanted = u64::from(STATMOUNT_SB_BASIC | STATMOUNT_MNT_POINT | STATMOUNT_FS_TYPE | STATMOUNT_SB_SOURCE);
-    let request = request(id, wanted);
+    // What a kernel does not know it leaves out.
+    let request = request(id, ALWAYS | SOURCE);
     let mut buffer = [0_u64; 2048];
     // SAFETY: the request and the buffer live until the call returns, and their sizes are what is passed.
     let done = unsafe { libc::syscall(__NR_statmount.into(), &raw const request, buffer.as_mut_ptr(), size_of_val(&buffer), 0) };
@@ -45,7 +46,7 @@ pub fn look(id: u64) -> io::Result<Option<Mount>> {
     // SAFETY: the kernel has filled a `statmount`, which is plain numbers, at the beginning of the buffer, which is larger
     // and aligned as its largest number is.
     let told = unsafe { &*buffer.as_ptr().cast::<statmount>() };
-    if told.mask & wanted != wanted {
+    if !is_enough(told.mask, told.sb_dev_major) {
         return Ok(None);
     }
     // SAFETY: the buffer's bytes are all initialised, and live as long as the slice.
@@ -59,8 +60,18 @@ pub fn look(id: u64) -> io::Result<Option<Mount>> {
         device: DeviceNumber::new(told.sb_dev_major, told.sb_dev_minor),
         mountpoint: path(told.mnt_point),
         fs: String::from_utf8_lossy(text(told.fs_type)).into_owned(),
-        source: path(told.sb_source),
+        // Where it was not told, the place where it would stand is that of another text.
+        source: if told.mask & SOURCE == 0 { PathBuf::new() } else { path(told.sb_source) },
     }))
+}
+
+const ALWAYS: u64 = (STATMOUNT_SB_BASIC | STATMOUNT_MNT_POINT | STATMOUNT_FS_TYPE) as u64;
+const SOURCE: u64 = STATMOUNT_SB_SOURCE as u64;
+
+/// The source is told since Linux 6.14, and only what has no block device's number needs it: see `table::behind`.
+fn is_enough(told: u64, major: u32) -> bool {
+    let needed = if major == 0 { ALWAYS | SOURCE } else { ALWAYS };
+    told & needed == needed
 }
 
 /// The mounts beneath a mount, in the order in which they were made. `None` where the kernel has no such call.
@@ -92,5 +103,17 @@ fn unless<T>(codes: &[i32], value: T) -> io::Result<T> {
     match io::Error::last_os_error() {
         e if e.raw_os_error().is_some_and(|code| codes.contains(&code)) => Ok(value),
         e => Err(e),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_tells_no_source_is_asked_about_all_but_what_shows_a_number_of_its_own() {
+        assert!(is_enough(ALWAYS, 7) && !is_enough(ALWAYS, 0));
+        assert!(is_enough(ALWAYS | SOURCE, 0));
+        assert!(!is_enough(SOURCE, 7) && !is_enough(0, 7));
     }
 }
