@@ -194,18 +194,73 @@ fn a_helper_that_is_killed_in_the_middle_of_a_format_leaves_no_mount_and_no_devi
     }
 }
 
-#[test]
-fn a_pool_on_sectors_of_four_kilobytes_holds_all_of_them() {
+/// The loop device beneath a mounted volume.
+#[derive(Debug, PartialEq)]
+struct LoopOf {
+    direct_io: bool,
+    sector: u32,
+}
+
+fn loop_of(mounted: &Path) -> LoopOf {
+    let device = sh(&format!("basename $(findmnt -no SOURCE {})", mounted.display()));
+    let said = |file: &str| sh(&format!("cat /sys/block/{device}/{file}"));
+    LoopOf { direct_io: said("loop/dio") == "1", sector: said("queue/logical_block_size").parse().expect("bytes") }
+}
+
+/// A node whose pool is on a disk with sectors of so many bytes, and what takes both down.
+fn on_sectors_of(bytes: u32) -> (Node, String) {
     let mut node = Node::new();
     let (disk, pool) = (node.folder.join("disk"), node.folder.join("pool"));
     std::fs::create_dir(&pool).expect("mkdir");
-    let device = sh(&format!("truncate -s 2G {0}; losetup -f --show -b 4096 {0}", disk.display()));
+    let device = sh(&format!("truncate -s 2G {0}; losetup -f --show -b {bytes} {0}", disk.display()));
     sh(&format!("mkfs.ext4 -q {device}; mount {device} {}", pool.display()));
     node.configure(&format!("drivers: {{ local: {{ type: local, pool: {}/p }} }}\n", pool.display()));
     node.start();
+    let down = format!("umount {}; umount {}; losetup -d {device}", node.state().join("volumes").display(), pool.display());
+    (node, down)
+}
+
+#[test]
+fn a_pool_on_sectors_of_half_a_kilobyte_gives_volumes_the_same_and_direct_io() {
+    let (mut node, down) = on_sectors_of(512);
+    for (fs, size) in ALL {
+        create(&node, fs, fs, size);
+        assert_eq!(loop_of(&node.mount(fs, "c1")), LoopOf { direct_io: true, sector: 512 }, "{fs}");
+        node.unmount(fs, "c1");
+    }
+    node.stop();
+    sh(&down);
+}
+
+#[test]
+fn a_filesystem_whose_blocks_are_smaller_than_the_pool_s_sectors_is_refused_with_the_reason_and_what_to_do() {
+    let (mut node, down) = on_sectors_of(4096);
+    for (fs, mkfs, unit) in [("ext4", "mke2fs -q -F -t ext4 -b 1024", 1024), ("xfs", "mkfs.xfs -q -s size=512", 512)] {
+        let image = node.folder.join("pool/p").join(fs).join("image");
+        std::fs::create_dir(image.parent().expect("folder")).expect("mkdir");
+        sh(&format!("truncate -s 320M {0}; {mkfs} {0}", image.display()));
+        let clear = |said: &str, next: &str| {
+            let why = format!("its {fs} is made of blocks of {unit} bytes, and the disk that it is on has sectors of 4096; {next}");
+            assert!(said.contains("exists_incompatible") && said.contains(&why), "{said}");
+        };
+        let next = "mount it on a disk with smaller sectors, and copy its files into a new volume";
+        clear(&node.cli(&["volume", "adopt", fs]).err, next);
+        // Who says what is inside is not looked for, adopts it, and hears of it then.
+        node.cli(&["volume", "adopt", fs, "--root-path", "/"]).ok();
+        clear(&node.plugin_err("VolumeDriver.Mount", &json!({ "Name": fs, "ID": "c1" })), next);
+    }
+    eventually("nothing is attached", BOUND, || kernel::loops_beneath(&node.folder.join("pool")).is_empty());
+    node.stop();
+    sh(&down);
+}
+
+#[test]
+fn a_pool_on_sectors_of_four_kilobytes_holds_all_of_them() {
+    let (mut node, down) = on_sectors_of(4096);
     for (fs, size) in ALL {
         create(&node, fs, fs, size);
         let path = node.mount(fs, "c1");
+        assert_eq!(loop_of(&path), LoopOf { direct_io: true, sector: 4096 }, "{fs}");
         sh(&format!("dd if=/dev/urandom of={0}/x bs=4k count=100 oflag=direct,sync 2>/dev/null; md5sum {0}/x > {0}/sum", path.display()));
         node.unmount(fs, "c1");
         let path = node.mount(fs, "c2");
@@ -213,7 +268,7 @@ fn a_pool_on_sectors_of_four_kilobytes_holds_all_of_them() {
         node.unmount(fs, "c2");
     }
     node.stop();
-    sh(&format!("umount {}; umount {}; losetup -d {device}", node.state().join("volumes").display(), pool.display()));
+    sh(&down);
 }
 
 #[test]

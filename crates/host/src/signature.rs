@@ -69,6 +69,17 @@ fn btrfs(head: &[u8]) -> Option<KnownFs> {
     Some(KnownFs { fs: FsKind::Btrfs, uuid: Uuid::from_slice(block.get(32..48)?).ok()?, dirty_journal: log_root != 0, has_errors: false })
 }
 
+/// The smallest part that a filesystem of ours reads and writes at once, in bytes: no disk beneath it may have larger sectors.
+pub fn unit(head: &[u8]) -> Option<u32> {
+    let u32_at = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
+    match recognise(head)?.fs {
+        FsKind::Ext4 => 1024_u32.checked_shl(u32_at(EXT_SUPERBLOCK + 24)?),
+        FsKind::Xfs => Some(u16::from_be_bytes(head.get(102..104)?.try_into().ok()?).into()),
+        FsKind::Btrfs => u32_at(BTRFS_SUPERBLOCK + 144),
+        FsKind::Folder => None,
+    }
+}
+
 /// Writes as much of a superblock as [`recognise`] reads: what the host in memory formats with.
 pub(crate) fn write(file: &Path, fs: FsKind, uuid: Uuid) -> std::io::Result<()> {
     let mut head = vec![0; HEAD];

@@ -120,7 +120,10 @@ fn configure(file: &File, shown: &Path, more_flags: u32) -> Result<(LoopDevice, 
     // The kernel syncs a file that it makes a loop of, with the loop's lock held; on a store that hangs, every program
     // that asks for a free loop is given that one, and hangs too. So it hangs here, where only this call waits.
     file.sync_data().map_err(failed(what()))?;
-    // Direct I/O where the pool's filesystem allows it; it is tried once with and then without.
+    // Direct I/O where the pool's filesystem allows it; it is tried once with and then without. Before Linux 6.14 only a file
+    // that is open for it gets a loop with the sectors of the disk beneath, and one with smaller ones gets no direct I/O.
+    let buffered = rustix::fs::fcntl_getfl(file).map_err(refused(what()))?;
+    let _ = rustix::fs::fcntl_setfl(file, buffered | OFlags::DIRECT);
     let mut flags = LO_FLAGS_DIRECT_IO | more_flags;
     let mut number = loop_call(&control, LoopGetFree).map_err(refused(what()))?;
     for _ in 0..TRIES {
@@ -149,7 +152,10 @@ fn configure(file: &File, shown: &Path, more_flags: u32) -> Result<(LoopDevice, 
                 return Ok((describe(&path, &device, &status.ok_or_else(gone)?, shown, false)?, device));
             }
             Err(Errno::BUSY) => number = loop_call(&control, LoopGetFree).map_err(refused(what()))?,
-            Err(Errno::INVAL) if flags != more_flags => flags = more_flags,
+            Err(Errno::INVAL) if flags != more_flags => {
+                rustix::fs::fcntl_setfl(file, buffered).map_err(refused(what()))?;
+                flags = more_flags;
+            }
             Err(e) => return Err(refused(what())(e)),
         }
     }

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use dunnage_model::{Bytes, Error, FsKind, MountOptions, PublishMode, Result};
+use dunnage_model::{Bytes, Error, FsKind, Kind, MountOptions, PublishMode, Result};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags};
@@ -19,7 +19,7 @@ use super::sys::{device_number, failed, folder_clone, patiently, refused, set_bl
 use super::tools::probe_file;
 use crate::crash;
 use crate::helpers::Task;
-use crate::{DeviceNumber, Medium, MountRequest, MountedAt, Probe, Space, Target, Tried, Unmounted};
+use crate::{DeviceNumber, Medium, MountRequest, MountedAt, Probe, Space, Target, Tried, Unmounted, signature};
 
 /// What our tmpfs is called in the table of mounts.
 pub const SOURCE: &str = "dunnage";
@@ -181,6 +181,9 @@ impl Task for Mount {
             Err(e) => {
                 let said = kernel_says(&context);
                 remove_mountpoint(target);
+                if let Some(error) = too_fine(device, *fs, &what) {
+                    return Err(error);
+                }
                 let error = refused(format_args!("{what}{said}"))(e);
                 return Err(if error.word() == "internal" {
                     Error::unavailable(
@@ -330,7 +333,22 @@ pub fn mount_nowhere_readonly(fs: FsKind, device: &Path, what: &str) -> Result<O
         Err(Errno::BUSY) => try_with(false),
         outcome => outcome,
     }
-    .map_err(refused(what))
+    .map_err(|e| too_fine(device, fs, what).unwrap_or_else(|| refused(what)(e)))
+}
+
+/// Why a filesystem cannot be mounted whose blocks are smaller than the sectors of the disk beneath, if that is so: the kernel only
+/// says "Invalid argument".
+fn too_fine(device: &Path, fs: FsKind, what: &str) -> Option<Error> {
+    let mut file = File::open(device).ok()?;
+    let sector = rustix::fs::ioctl_blksszget(&file).ok()?;
+    let mut head = vec![0; signature::HEAD];
+    file.read_exact(&mut head).ok()?;
+    let unit = signature::unit(&head).filter(|unit| *unit < sector)?;
+    Some(Error::new(
+        Kind::ExistsIncompatible,
+        format!("{what}: its {fs} is made of blocks of {unit} bytes, and the disk that it is on has sectors of {sector}"),
+        "mount it on a disk with smaller sectors, and copy its files into a new volume",
+    ))
 }
 
 /// Makes a folder in a mounted filesystem, and those above it, and opens it. Nothing leads out: a link on the way is refused.
