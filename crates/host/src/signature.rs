@@ -4,6 +4,7 @@
 //! that a device is blank, and it has no words for what is not ours: blkid(8) has.
 
 use std::fs::File;
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -69,6 +70,42 @@ fn btrfs(head: &[u8]) -> Option<KnownFs> {
     Some(KnownFs { fs: FsKind::Btrfs, uuid: Uuid::from_slice(block.get(32..48)?).ok()?, dirty_journal: log_root != 0, has_errors: false })
 }
 
+/// The marks of both (bcachefs_format.h, bcache_ondisk.h); the earliest bcachefs had bcache's.
+const BCACHE_MAGICS: usize = 4096 + 24;
+const BCACHEFS_MAGIC: &[u8] = b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef";
+const BCACHE_MAGIC: &[u8] = b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81";
+
+/// ZFS keeps two labels at the beginning and two at the end; the second half of each is an array of uberblocks, of 1 KiB at least
+/// (vdev_impl.h, uberblock_impl.h).
+const ZFS_LABEL: u64 = 256 * 1024;
+const UBERBLOCK_MAGIC: u64 = 0x00ba_b10c;
+
+/// What is not ours, by as little of it as shows that it is somebody's: who has lost half of it may want the other half.
+pub fn foreign(file: &mut File, head: &[u8]) -> std::io::Result<Option<&'static str>> {
+    match head.get(BCACHE_MAGICS..BCACHE_MAGICS + 16) {
+        Some(BCACHEFS_MAGIC) => return Ok(Some("bcachefs")),
+        Some(BCACHE_MAGIC) => return Ok(Some("bcache")),
+        _ => {}
+    }
+    let end = file.seek(SeekFrom::End(0))? / ZFS_LABEL * ZFS_LABEL;
+    let mut uberblocks = vec![0; ZFS_LABEL as usize / 2];
+    for label in [0, ZFS_LABEL, end.saturating_sub(2 * ZFS_LABEL), end.saturating_sub(ZFS_LABEL)] {
+        match file.read_exact_at(&mut uberblocks, label + ZFS_LABEL / 2) {
+            Ok(()) if uberblocks.chunks_exact(1024).any(is_uberblock) => return Ok(Some("zfs_member")),
+            Ok(()) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}
+
+/// In the order of bytes of whoever wrote it.
+fn is_uberblock(block: &[u8]) -> bool {
+    let magic = block.first_chunk().copied();
+    magic == Some(UBERBLOCK_MAGIC.to_le_bytes()) || magic == Some(UBERBLOCK_MAGIC.to_be_bytes())
+}
+
 /// The smallest part that a filesystem of ours reads and writes at once, in bytes: no disk beneath it may have larger sectors.
 pub fn unit(head: &[u8]) -> Option<u32> {
     let u32_at = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
@@ -118,6 +155,38 @@ mod tests {
             let head = std::fs::read(file.path()).expect("read");
             assert_eq!(recognise(&head), Some(KnownFs { fs, uuid, dirty_journal: false, has_errors: false }));
         }
+    }
+
+    fn named(size: u64, at: u64, bytes: &[u8]) -> Option<&'static str> {
+        let mut file = tempfile::tempfile().expect("file");
+        file.set_len(size).and_then(|()| file.write_all_at(bytes, at)).expect("write");
+        let mut head = vec![0; HEAD];
+        file.read_exact_at(&mut head, 0).expect("read");
+        foreign(&mut file, &head).expect("read")
+    }
+
+    #[test]
+    fn one_uberblock_in_any_label_in_either_order_of_bytes_is_somebody_s_zfs() {
+        // Not a multiple of a label: what is over is after the last.
+        let (size, end) = ((64 << 20) + 5000, 64 << 20);
+        for label in [0, ZFS_LABEL, end - 2 * ZFS_LABEL, end - ZFS_LABEL] {
+            for magic in [UBERBLOCK_MAGIC.to_le_bytes(), UBERBLOCK_MAGIC.to_be_bytes()] {
+                for at in [0, 1024, 127 * 1024] {
+                    assert_eq!(named(size, label + ZFS_LABEL / 2 + at, &magic), Some("zfs_member"), "{label} + {at}");
+                }
+            }
+        }
+        for beside in [0, ZFS_LABEL / 2 + 512, end / 2, end] {
+            assert_eq!(named(size, beside, &UBERBLOCK_MAGIC.to_le_bytes()), None, "{beside}");
+        }
+        assert_eq!(named(100_000, 70_000, &UBERBLOCK_MAGIC.to_le_bytes()), None, "too small for any label");
+    }
+
+    #[test]
+    fn the_mark_of_bcachefs_and_of_bcache_are_told_at_their_place_alone() {
+        assert_eq!(named(1 << 20, 4120, BCACHEFS_MAGIC), Some("bcachefs"));
+        assert_eq!(named(1 << 20, 4120, BCACHE_MAGIC), Some("bcache"));
+        assert_eq!(named(1 << 20, 4096, BCACHEFS_MAGIC), None);
     }
 
     #[test]

@@ -586,7 +586,10 @@ pub fn probe_file(file: &mut File) -> std::io::Result<Probe> {
     let signature = match read_head(file, &mut head) {
         Ok(()) => match signature::recognise(&head) {
             Some(known) => return Ok(Probe::Known(known)),
-            None => foreign(file),
+            None => match name(file, &head) {
+                Ok(name) => name,
+                Err(e) => return Ok(unreadable(&e)),
+            },
         },
         Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => "too little for any filesystem".to_owned(),
         Err(e) => return Ok(unreadable(&e)),
@@ -598,21 +601,28 @@ fn unreadable(e: &std::io::Error) -> Probe {
     Probe::Unknown { signature: format!("nobody knows: it cannot be read ({e})") }
 }
 
-/// What libblkid calls what is there: `crypto_LUKS`, `LVM2_member`, `gpt` …
-fn foreign(file: &File) -> String {
-    let unknown = || "data of an unknown kind".to_owned();
-    let Some(blkid) = FOLDERS.iter().map(|dir| Path::new(dir).join("blkid")).find(|path| path.is_file()) else { return unknown() };
-    let Ok(stdin) = file.try_clone() else { return unknown() };
+/// What people call what is there; libblkid first, for it tells two kinds that stand beside each other.
+fn name(file: &mut File, head: &[u8]) -> std::io::Result<String> {
+    if let Some(name) = blkid(file) {
+        return Ok(name);
+    }
+    Ok(signature::foreign(file, head)?.unwrap_or("data of an unknown kind").to_owned())
+}
+
+/// What libblkid calls it: `crypto_LUKS`, `LVM2_member`, `gpt` …
+fn blkid(file: &File) -> Option<String> {
+    let blkid = FOLDERS.iter().map(|dir| Path::new(dir).join("blkid")).find(|path| path.is_file())?;
+    let stdin = file.try_clone().ok()?;
     let mut command = std::process::Command::new(blkid);
     command.args(["-p", "-o", "export", "/dev/stdin"]).env_clear().env("LC_ALL", "C").stdin(stdin).stderr(Stdio::null());
-    let Ok(output) = command.output() else { return unknown() };
+    let output = command.output().ok()?;
     // blkid(8): several that cannot both be true.
     if output.status.code() == Some(8) {
-        return "signatures of several kinds".to_owned();
+        return Some("signatures of several kinds".to_owned());
     }
     let text = String::from_utf8_lossy(&output.stdout);
     let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned));
-    value("TYPE").or_else(|| value("PTTYPE").map(|kind| format!("{kind} partition table"))).unwrap_or_else(unknown)
+    value("TYPE").or_else(|| value("PTTYPE").map(|kind| format!("{kind} partition table")))
 }
 
 fn read_head(file: &mut File, head: &mut [u8]) -> std::io::Result<()> {
