@@ -359,12 +359,19 @@ fn law_6_a_node_that_is_gone_is_fenced_by_name_and_nobody_waits_for_it_and_it_ta
     let state = |name: &str, state: &str, fenced| (name.to_owned(), state.to_owned(), fenced);
     eventually("both have given a sign", BOUND, || nodes(&b) == [state("a", "alive", false), state("b", "alive", false)]);
     println!("{}", b.cli(&["node", "ls"]).ok());
-    println!("{}", b.cli(&["volume", "inspect", "pg"]).ok());
+    let inspected = |parts: [&str; 3]| {
+        let said = b.cli(&["volume", "inspect", "pg"]).ok();
+        println!("{said}");
+        assert!(parts.iter().all(|part| said.contains(part)), "{parts:?} are not all in: {said}");
+    };
+    inspected(["node a (boot", "alive: it answered just now", "if-dead (for a mount on this node)"]);
     let said = b.cli(&["node", "fence", "a"]).fails(5);
     assert!(said.contains("lives") && said.contains("--force"), "{said}");
     assert!(b.cli(&["node", "fence", "nobody"]).fails(3).contains("node ls"));
     assert!(b.cli(&["node", "fence", "b"]).fails(2).contains("this very node"));
     a.cut_power();
+    // It is still watched, and mute.
+    inspected(["node a (boot", "silent: ", "if-dead"]);
     let begun = Instant::now();
     println!("{}", b.cli(&["node", "fence", "a"]).err);
     let path = b.mount("pg", "c2");

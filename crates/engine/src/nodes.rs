@@ -249,15 +249,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Whose a volume is, as the platform says, and how its owner stands; nothing for one that no other node can have.
-    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<Option<(OwnerRecord, Option<OwnerView>)>> {
+    /// Whose a volume is, as the platform says; nothing for one that no other node can have.
+    pub(crate) async fn ownership(&self, volume: &VolumeId) -> Result<Option<OwnerRecord>> {
         let driver = self.driver(&volume.driver)?.clone();
         let Some(share) = driver.share() else { return Ok(None) };
-        let Some(record) = share.owner(&volume.name).await?.map(|found| found.record) else { return Ok(None) };
-        let Some(Owner { node, .. }) = record.owner().cloned() else { return Ok(Some((record, None))) };
-        let owned = [(volume.name.clone(), record)];
-        let (state, how, _) = self.standing(share, &volume.driver, &node, &owned).await?;
-        let [(_, record)] = owned;
-        Ok(Some((record, Some(OwnerView { node, state, how }))))
+        Ok(share.owner(&volume.name).await?.map(|found| found.record))
+    }
+
+    /// How the owner of a volume stands, if it has one.
+    pub(crate) async fn owner(&self, volume: &VolumeId, record: OwnerRecord) -> Result<Option<OwnerView>> {
+        let driver = self.driver(&volume.driver)?.clone();
+        let (Some(share), Some(Owner { node, .. })) = (driver.share(), record.owner().cloned()) else { return Ok(None) };
+        let (state, how, _) = self.standing(share, &volume.driver, &node, &[(volume.name.clone(), record)]).await?;
+        Ok(Some(OwnerView { node, state, how }))
     }
 }

@@ -294,9 +294,19 @@ impl Engine {
         let spent = tokio::spawn(async move { driver.spent(&name).await });
         let (mut ownership, mut owner) = (None, None);
         match tokio::time::timeout(DOUBT, whose).await {
-            Ok(Ok(Ok(found))) => (ownership, owner) = found.map_or((None, None), |(record, owner)| (Some(record), owner)),
+            Ok(Ok(Ok(record))) => ownership = record,
             Ok(Ok(Err(e))) => notes.push(format!("whose it is cannot be said: {e}")),
             _ => notes.push("the platform does not say whose it is".to_owned()),
+        }
+        if let Some(record) = ownership.clone() {
+            let (engine, id) = (self.clone(), volume.clone());
+            // A node that does not answer is waited for.
+            let standing = tokio::spawn(async move { engine.owner(&id, record).await });
+            match tokio::time::timeout(DOUBT, standing).await {
+                Ok(Ok(Ok(view))) => owner = view,
+                Ok(Ok(Err(e))) => notes.push(format!("how its owner stands cannot be said: {e}")),
+                _ => notes.push("the platform does not say how its owner stands".to_owned()),
+            }
         }
         match tokio::time::timeout(DOUBT, spent).await {
             Ok(Ok(Ok(None))) => {}
