@@ -73,6 +73,9 @@ impl Bench {
             parameter("folders", &folder.join("tasks")),
         ];
         std::fs::create_dir_all(folder.join("tasks")).expect("a folder");
+        // What the agent's own docker/volume runs.
+        std::fs::create_dir_all(folder.join("bin")).expect("a folder");
+        std::os::unix::fs::symlink(crate::binary(), folder.join("bin/dvdcli")).expect("a link");
         let modules =
             json!({ "libraries": [{ "file": folder.join("module.so"), "modules": [{ "name": NAME, "parameters": parameters }] }] });
         std::fs::write(folder.join("modules.json"), modules.to_string()).expect("written");
@@ -100,15 +103,19 @@ impl Bench {
         // An agent does not like a second hierarchy beside its own.
         sh("if grep -q ' /sys/fs/cgroup/unified ' /proc/self/mountinfo; then umount /sys/fs/cgroup/unified; fi");
         let folder = self.node.folder.display().to_string();
+        let path = std::env::var("PATH").expect("PATH");
         let agent = Self::program(&self.programs, "mesos-agent", &self.node.folder)
+            .env("PATH", format!("{folder}/bin:{path}"))
+            .env("DUNNAGE_PLUGIN_DIR", &self.node.plugins)
             .args(["--ip=127.0.0.1", "--hostname=localhost", "--launcher=linux", "--containerizers=mesos", "--no-systemd_enable_support"])
             .args([format!("--master=127.0.0.1:{}", self.ports[0]), format!("--port={}", self.ports[1])])
-            .arg(format!("--isolation=cgroups/cpu,filesystem/linux,docker/runtime,{NAME}"))
+            .arg(format!("--isolation=cgroups/cpu,filesystem/linux,docker/runtime,docker/volume,{NAME}"))
             .arg(format!("--modules=file://{folder}/modules.json"))
             .args([
                 format!("--work_dir={folder}/agent"),
                 format!("--runtime_dir={folder}/agent-run"),
                 format!("--fetcher_cache_dir={folder}/fetch"),
+                format!("--docker_volume_checkpoint_dir={folder}/docker-volume"),
             ])
             .args([
                 "--image_providers=docker".to_owned(),
@@ -131,6 +138,13 @@ impl Bench {
         agent.wait().expect("dead");
     }
 
+    /// `kill -9` of all executors.
+    pub fn kill_executors(&self) {
+        let sandboxes = self.node.folder.join("agent");
+        let its = "case $(readlink /proc/$pid/cwd) in";
+        sh(&format!("for pid in $(pgrep -f mesos-executor); do {its} {}/*) kill -9 $pid;; esac; done", sandboxes.display()));
+    }
+
     /// A task that goes on while the test does.
     pub fn task(&self, name: &str, command: &str, environment: Environment) -> Child {
         self.task_with(&[], name, command, environment)
@@ -141,6 +155,17 @@ impl Bench {
         let (name_of, command) = (format!("--name={name}"), format!("--command={command}"));
         let environment = format!("--env={}", Value::Object(environment));
         self.execute(name, &[&["--resources=cpus:0.1;mem:32", &name_of, &command, &environment], more].concat())
+    }
+
+    /// A task with volumes of Docker's kind: path, mode, name and options of each.
+    pub fn task_of_docker_volumes(&self, name: &str, command: &str, volumes: &[(&str, &str, &str, Environment)]) -> Child {
+        let volume = |(path, mode, name, options): &(&str, &str, &str, Environment)| {
+            let options: Vec<Value> = options.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
+            let volume = json!({ "driver": "dunnage", "name": name, "driver_options": { "parameter": options } });
+            json!({ "container_path": path, "mode": mode, "source": { "type": "DOCKER_VOLUME", "docker_volume": volume } })
+        };
+        let volumes = format!("--volumes={}", Value::from_iter(volumes.iter().map(volume)));
+        self.task_with(&[&volumes], name, command, &[])
     }
 
     /// Tasks that share an executor, and are containers within its own: their name, their command, and the variables of it. The first

@@ -41,6 +41,55 @@ fn the_environment_of_the_documents_app_gives_a_real_task_its_volumes() {
 }
 
 #[test]
+fn a_task_s_docker_volumes_come_by_dvdcli_at_paths_of_both_kinds_and_are_its_own_over_a_kill_of_the_agent() {
+    let Some(mut bench) = Bench::new() else { return };
+    // What is there before is found, and what is to be read is not written.
+    bench.node.cli(&["volume", "create", "there"]).ok();
+    let path = bench.node.cli(&["volume", "mount", "there"]).ok();
+    sh(&format!("echo before >{path}/x; sync {path}/x"));
+    bench.node.cli(&["volume", "unmount", "there"]).ok();
+    let (gate, at) = (bench.node.folder.join("gate"), bench.path("absolute"));
+    std::fs::create_dir(&at).expect("a folder");
+    let command = format!(
+        "echo after >data/x && grep before {at}/x && ! touch {at}/y && touch data/done && while ! test -e {}; do sleep 0.1; done",
+        gate.display()
+    );
+    let volumes: [(&str, &str, &str, &[(&str, &str)]); 2] =
+        [("data", "RW", "made", &[("size", "1"), ("fs", "ext4")]), (&at, "RO", "there", &[])];
+    let task = bench.task_of_docker_volumes("docker-volumes", &command, &volumes);
+    eventually("it has done its part", PATIENCE, || bench.mountpoint("made").join("done").exists());
+    bench.kill_agent();
+    assert!(bench.mounted("made") && bench.mounted("there"));
+    bench.start_agent();
+    assert!(bench.mounted("made") && bench.mounted("there"), "the task lives");
+    std::fs::write(&gate, "").expect("written");
+    eventually("both are let go of", PATIENCE, || !bench.mounted("made") && !bench.mounted("there"));
+    end(task);
+    assert!(bench.node.cli(&["volume", "inspect", "made"]).ok().contains("1GiB"));
+    for (volume, text) in [("made", "after"), ("there", "before")] {
+        let path = bench.node.cli(&["volume", "mount", volume]).ok();
+        assert_eq!(sh(&format!("cat {path}/x")), text);
+        bench.node.cli(&["volume", "unmount", volume]).ok();
+    }
+    bench.finish();
+}
+
+#[test]
+fn ten_slots_are_ten_volumes_and_are_let_go_of_when_the_executor_is_killed() {
+    let Some(bench) = Bench::new() else { return };
+    let name = |n: usize| format!("v{n}");
+    let variables: Vec<(String, String)> = (0..10).map(|n| (format!("DVDI_VOLUME_NAME{n}"), name(n))).collect();
+    let variables: Vec<(&str, &str)> = variables.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let task = bench.task("ten", "while :; do sleep 1; done", &variables);
+    eventually("it runs", PATIENCE, || bench.said("ten").contains("TASK_RUNNING"));
+    assert!((0..10).all(|n| bench.mounted(&name(n)) && bench.holders(&name(n)) == 1));
+    bench.kill_executors();
+    eventually("all are let go of", PATIENCE, || (0..10).all(|n| !bench.mounted(&name(n)) && bench.holders(&name(n)) == 0));
+    end(task);
+    bench.finish();
+}
+
+#[test]
 fn a_live_task_keeps_its_volume_over_a_kill_of_the_agent_and_one_that_has_ended_loses_it_with_the_restart() {
     let Some(mut bench) = Bench::new() else { return };
     let gate = bench.node.folder.join("gate");
