@@ -13,7 +13,7 @@ pub struct Options {
     /// Only this measurement: single, scale, stuck, dvdcli, io or failover
     name: Option<String>,
     /// How long each run of fio takes: longer runs differ less by chance
-    #[arg(long, value_name = "N", default_value = "1.5")]
+    #[arg(long, value_name = "N", default_value = "2.5")]
     seconds: f64,
     /// fio's volumes are in memory: what the disk itself does is left out
     #[arg(long)]
