@@ -33,6 +33,9 @@ tar -C $root -cf $tar/$id/layer.tar .; tar -C $tar -cf $1/tiny.tar repositories 
 /// The variables of a task.
 pub type Environment<'a> = &'a [(&'a str, &'a str)];
 
+/// A volume of Docker's kind: its path in the task, its mode, its name, and its options.
+pub type DockerVolume<'a> = (&'a str, &'a str, &'a str, Environment<'a>);
+
 /// A master, an agent with the module, and a daemon.
 pub struct Bench {
     pub node: Node,
@@ -157,9 +160,9 @@ impl Bench {
         self.execute(name, &[&["--resources=cpus:0.1;mem:32", &name_of, &command, &environment], more].concat())
     }
 
-    /// A task with volumes of Docker's kind: path, mode, name and options of each.
-    pub fn task_of_docker_volumes(&self, name: &str, command: &str, volumes: &[(&str, &str, &str, Environment)]) -> Child {
-        let volume = |(path, mode, name, options): &(&str, &str, &str, Environment)| {
+    /// A task with volumes of Docker's kind.
+    pub fn task_of_docker_volumes(&self, name: &str, command: &str, volumes: &[DockerVolume]) -> Child {
+        let volume = |(path, mode, name, options): &DockerVolume| {
             let options: Vec<Value> = options.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
             let volume = json!({ "driver": "dunnage", "name": name, "driver_options": { "parameter": options } });
             json!({ "container_path": path, "mode": mode, "source": { "type": "DOCKER_VOLUME", "docker_volume": volume } })
@@ -254,6 +257,14 @@ impl Bench {
     /// Whether the node has it mounted.
     pub fn mounted(&self, volume: &str) -> bool {
         is_mounted(&self.mountpoint(volume))
+    }
+
+    /// What is in the file `x` of a volume that nobody holds.
+    pub fn file_in(&self, volume: &str) -> String {
+        let path = self.node.cli(&["volume", "mount", volume]).ok();
+        let text = sh(&format!("cat {path}/x"));
+        self.node.cli(&["volume", "unmount", volume]).ok();
+        text
     }
 
     /// The agent ends with its executors, and nothing is left.

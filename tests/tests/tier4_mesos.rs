@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use dunnage_tests::mesos::{Bench, PATIENCE};
+use dunnage_tests::mesos::{Bench, DockerVolume, PATIENCE};
 use dunnage_tests::{eventually, sh, skip};
 
 /// mesos-execute, which may wait for what an agent that was killed never told.
@@ -33,9 +33,7 @@ fn the_environment_of_the_documents_app_gives_a_real_task_its_volumes() {
     assert!(said.contains("TASK_FINISHED"), "{said}");
     eventually("both are let go of", PATIENCE, || !bench.mounted("testing") && !bench.mounted("testing2"));
     for (volume, text) in [("testing", "one"), ("testing2", "two")] {
-        let path = bench.node.cli(&["volume", "mount", volume]).ok();
-        assert_eq!(sh(&format!("cat {path}/x")), text);
-        bench.node.cli(&["volume", "unmount", volume]).ok();
+        assert_eq!(bench.file_in(volume), text);
     }
     bench.finish();
 }
@@ -54,8 +52,7 @@ fn a_task_s_docker_volumes_come_by_dvdcli_at_paths_of_both_kinds_and_are_its_own
         "echo after >data/x && grep before {at}/x && ! touch {at}/y && touch data/done && while ! test -e {}; do sleep 0.1; done",
         gate.display()
     );
-    let volumes: [(&str, &str, &str, &[(&str, &str)]); 2] =
-        [("data", "RW", "made", &[("size", "1"), ("fs", "ext4")]), (&at, "RO", "there", &[])];
+    let volumes: [DockerVolume; 2] = [("data", "RW", "made", &[("size", "1"), ("fs", "ext4")]), (&at, "RO", "there", &[])];
     let task = bench.task_of_docker_volumes("docker-volumes", &command, &volumes);
     eventually("it has done its part", PATIENCE, || bench.mountpoint("made").join("done").exists());
     bench.kill_agent();
@@ -67,9 +64,7 @@ fn a_task_s_docker_volumes_come_by_dvdcli_at_paths_of_both_kinds_and_are_its_own
     end(task);
     assert!(bench.node.cli(&["volume", "inspect", "made"]).ok().contains("1GiB"));
     for (volume, text) in [("made", "after"), ("there", "before")] {
-        let path = bench.node.cli(&["volume", "mount", volume]).ok();
-        assert_eq!(sh(&format!("cat {path}/x")), text);
-        bench.node.cli(&["volume", "unmount", volume]).ok();
+        assert_eq!(bench.file_in(volume), text);
     }
     bench.finish();
 }
@@ -161,9 +156,7 @@ fn a_task_with_an_image_has_its_volumes_beneath_its_own_root_and_nowhere_else() 
     assert!(!Path::new("/etc/inner").exists() && !Path::new("/data/pg").exists(), "it was made on the host");
     for (volume, text) in [("pg", "in-data"), ("inner", "in-etc")] {
         eventually("it is let go of", PATIENCE, || !bench.mounted(volume));
-        let path = bench.node.cli(&["volume", "mount", volume]).ok();
-        assert_eq!(sh(&format!("cat {path}/x")), text);
-        bench.node.cli(&["volume", "unmount", volume]).ok();
+        assert_eq!(bench.file_in(volume), text);
     }
     for (name, path, says) in [("dangling", "/dangling/x", "what is not there"), ("kernel", "/proc/self", "the kernel's")] {
         let said = bench.run_in_image(name, "true", &[("DVDI_VOLUME_NAME", "pg"), ("DVDI_VOLUME_CONTAINERPATH", path)]);
